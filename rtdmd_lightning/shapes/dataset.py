@@ -1,0 +1,33 @@
+"""Training pairs of the embedded world: random prompts of the training split, each with one picture of it."""
+
+import numpy as np
+import torch
+
+from rtdmd_lightning.shapes.prompts import training_prompts
+from rtdmd_lightning.shapes.render import render_batch
+from rtdmd_lightning.shapes.world import sample_scene
+
+# Binding two objects to their places and colours is what takes a model longest, so it is shown most.
+TAG_WEIGHTS = {
+    "single_object": 0.05,
+    "two_object": 0.18,
+    "counting": 0.17,
+    "colors": 0.10,
+    "position": 0.25,
+    "color_attr": 0.25,
+}
+
+
+def sample_metadata(rng: np.random.Generator, count: int) -> list[dict]:
+    """`count` training prompts (GenEval metadata), tags drawn by `TAG_WEIGHTS`."""
+    by_tag = [training_prompts(tag) for tag in TAG_WEIGHTS]
+    tags = rng.choice(len(by_tag), size=count, p=list(TAG_WEIGHTS.values()))
+    return [by_tag[tag][rng.integers(len(by_tag[tag]))] for tag in tags]
+
+
+def sample_pairs(count: int, *, seed: int) -> tuple[torch.Tensor, list[str]]:
+    """`count` pairs: images `[N, 3, 32, 32]` uint8 and their prompts; the same ones for a seed."""
+    rng = np.random.default_rng(seed)
+    metadata = sample_metadata(rng, count)
+    images = render_batch([sample_scene(entry, rng) for entry in metadata])
+    return (images * 255).round().to(torch.uint8), [entry["prompt"] for entry in metadata]
