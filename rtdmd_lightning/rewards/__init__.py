@@ -1,0 +1,1 @@
+"""Rewards: how good is an image for its prompt?"""

@@ -1,0 +1,51 @@
+"""Configs made of small files.
+
+A config may begin with `defaults: [other.yaml, …]`, paths relative to itself. The files are merged in that order (mappings
+key by key, everything else replaced), the config itself last. `python -m rtdmd_lightning.fit --config A --config B` merges A
+and B in the same manner, and options on the command line come after all of them.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from rtdmd_lightning.errors import UserError
+
+
+def compose(path: Path) -> dict[str, Any]:
+    """The config in a file, with its defaults merged in. Raises UserError for a missing or malformed file."""
+    merged = OmegaConf.merge(*_chain(path, ()))
+    return OmegaConf.to_container(merged, resolve=True)
+
+
+def _chain(path: Path, opened_by: tuple[Path, ...]) -> list[dict[str, Any]]:
+    path = path.resolve()
+    if path in opened_by:
+        raise UserError(f"the config {path} includes itself through its defaults")
+    if not path.is_file():
+        raise UserError(f"the config {path} does not exist" + (f" (wanted by {opened_by[-1]})" if opened_by else ""))
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"the config {path} is not valid YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"the config {path} must be a mapping of keys to values")
+    parents = config.pop("defaults", [])
+    return [part for parent in parents for part in _chain(path.parent / parent, (*opened_by, path))] + [config]
+
+
+def expand_config_arguments(arguments: list[str]) -> list[str]:
+    """Replace every `--config FILE` of a command line by one that holds the composed config itself."""
+    expanded, rest = [], iter(arguments)
+    for argument in rest:
+        option, equals, value = argument.partition("=")
+        if option not in ("--config", "-c"):
+            expanded.append(argument)
+            continue
+        path = value if equals else next(rest, None)
+        if path is None:
+            raise UserError("--config wants the path of a YAML file")
+        expanded.append(f"--config={yaml.safe_dump(compose(Path(path)))}")
+    return expanded

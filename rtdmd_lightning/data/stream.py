@@ -1,0 +1,95 @@
+"""The endless stream of training prompts and its split over processes and optimizer steps."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from rtdmd_lightning.data.prompts import load_prompts
+from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.randomness import keyed_generator
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """B prompts with their GenEval-style metadata and their global sample indices, unique over the whole run."""
+
+    prompts: list[str]
+    metadata: list[dict]
+    indices: list[int]
+
+
+class PromptStream(Dataset):
+    """Position p of the stream: passes over all prompts, one after the other, each in its own random order."""
+
+    def __init__(self, prompts: list[dict], seed: int) -> None:
+        self.prompts = prompts
+        self._order = lru_cache(maxsize=4)(
+            lambda epoch: torch.randperm(len(prompts), generator=keyed_generator(seed, epoch, "prompt order")).tolist()
+        )
+
+    def __getitem__(self, position: int) -> tuple[int, dict]:
+        epoch, offset = divmod(position, len(self.prompts))
+        return position, self.prompts[self._order(epoch)[offset]]
+
+
+class StepSampler(Sampler[list[int]]):
+    """This process's stream positions of every optimizer step, from step `first_step` on, without end.
+
+    A step takes `groups` groups of `batch_size` positions; of each group, process r of W takes the r-th W-th.
+    """
+
+    def __init__(self, *, batch_size: int, groups: int, first_step: int, rank: int, world_size: int) -> None:
+        if batch_size % world_size:
+            raise UserError(
+                f"model.batch_size {batch_size} does not divide by the number of processes {world_size}: "
+                f"{batch_size} / {world_size} = {batch_size / world_size:.2f} samples per process"
+            )
+        self.local = batch_size // world_size
+        self.batch_size, self.groups, self.first_step, self.rank = batch_size, groups, first_step, rank
+
+    def __iter__(self) -> Iterator[list[int]]:
+        start = self.first_step * self.groups * self.batch_size + self.rank * self.local
+        while True:
+            groups = range(start, start + self.groups * self.batch_size, self.batch_size)
+            yield [position for group in groups for position in range(group, group + self.local)]
+            start += self.groups * self.batch_size
+
+
+def collate(items: list[tuple[int, dict]]) -> PromptBatch:
+    return PromptBatch(
+        prompts=[metadata["prompt"] for _, metadata in items],
+        metadata=[metadata for _, metadata in items],
+        indices=[position for position, _ in items],
+    )
+
+
+class PromptDataModule(L.LightningDataModule):
+    """Training prompts for the distillation modules.
+
+    Args:
+        prompts: where they are, see `load_prompts`.
+        batch_size: samples of one optimizer step over all processes (linked from the model).
+        groups: how many such batches one training step consumes (linked from the model).
+        seed: of the prompt order (linked from `seed_everything`).
+    """
+
+    def __init__(self, prompts: str, batch_size: int = 1, groups: int = 1, seed: int = 0) -> None:
+        super().__init__()
+        self.batch_size, self.groups, self.seed = batch_size, groups, seed
+        self.stream = PromptStream(load_prompts(prompts), seed)
+
+    def train_dataloader(self) -> DataLoader:
+        assert self.trainer is not None
+        # The position is a function of the step alone, so a resumed run goes on exactly where it stopped.
+        sampler = StepSampler(
+            batch_size=self.batch_size,
+            groups=self.groups,
+            first_step=self.trainer.global_step,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+        return DataLoader(self.stream, batch_sampler=sampler, collate_fn=collate)

@@ -1,0 +1,35 @@
+"""What a person did wrong, told in one sentence.
+
+`UserError` is raised wherever input (a config, a file, a number on the command line) cannot be used; every command line of
+this project runs inside `readable_errors`, which prints the sentence and exits with status 2. Anything else is a bug and
+keeps its traceback.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+from jsonargparse import ArgumentError
+
+DEBUG_VARIABLE = "RTDMD_DEBUG"
+
+
+class UserError(ValueError):
+    """Input that cannot be used; the message names the key, file or value and says what to do."""
+
+
+@contextlib.contextmanager
+def readable_errors() -> Iterator[None]:
+    """Print a `UserError`, or what the command-line parser refused, as one sentence on stderr and exit with status 2.
+
+    Set the environment variable RTDMD_DEBUG=1 to get the traceback instead.
+    """
+    try:
+        yield
+    except (UserError, ArgumentError) as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        sentence = " ".join(str(error).split())
+        print(f"error: {sentence} (set {DEBUG_VARIABLE}=1 for the traceback)", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,55 @@
+"""What the modules ask of a backbone family. One file a family implements it; nothing else knows a family's name."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from rtdmd_lightning.structures import Conditioning
+
+
+class Backbone(ABC):
+    """A text-to-image flow model from a diffusers folder or hub id.
+
+    Making one is cheap and touches no file (configs are parsed and instantiated everywhere); `load` reads the weights. The
+    transformer is handed over to the LightningModule, which trains adapters in it; autoencoder and text encoders stay here,
+    frozen, because no checkpoint, optimizer or sharding strategy should ever see them.
+    """
+
+    lora_targets: ClassVar[list[str]]
+    """Linear layers that get adapters, matched as suffixes of their module path."""
+
+    pipeline_class: ClassVar[type]
+    """The family's diffusers pipeline: it writes adapters in the form that its own `load_lora_weights` reads."""
+
+    block_classes: ClassVar[tuple[type[nn.Module], ...]]
+    """The transformer's repeated blocks: the units of FSDP2 sharding."""
+
+    @abstractmethod
+    def load(self) -> nn.Module:
+        """Read the weights and return the frozen transformer. Raises UserError for a folder that lacks a part."""
+
+    @abstractmethod
+    def to(self, device: torch.device) -> None:
+        """Move autoencoder and text encoders."""
+
+    @abstractmethod
+    def encode_prompts(self, prompts: list[str]) -> Conditioning:
+        """B prompts to their conditioning, on the device of the text encoders; no gradient."""
+
+    @abstractmethod
+    def latent_shape(self) -> tuple[int, ...]:
+        """One sample's latent shape at the training resolution."""
+
+    @abstractmethod
+    def sigmas(self, steps: list[int]) -> tuple[float, ...]:
+        """Raw timesteps (1000 down to 0, exclusive) to shifted levels, with the final 0 (METHOD section 1)."""
+
+    @abstractmethod
+    def velocity(self, transformer: nn.Module, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """Velocity of latents `[B, ...]` at levels `[B]`: one forward pass, float32 out."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents `[B, ...]` to images `[B, 3, H, W]` in [0, 1] (unclamped: gradients pass)."""

@@ -1,0 +1,245 @@
+"""What both stages share: generator, fake score, teacher and EMA as roles on one base, two optimizers, few-step sampling.
+
+Both stages run manual optimization, because two optimizers take turns. Only the generator's is wrapped by Lightning, so
+`trainer.global_step`, `max_steps` and checkpoint intervals count generator updates. Gradient clipping is done here, since the
+trainer's option refuses manual optimization.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from rtdmd_lightning.data.embeddings import PromptEmbedder
+from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.models import lora
+from rtdmd_lightning.models.base import Backbone
+from rtdmd_lightning.models.lora import AdapterRoles, LoraSettings
+from rtdmd_lightning.models.sharding import shard
+from rtdmd_lightning.objectives import guided_velocity
+from rtdmd_lightning.randomness import SampleRandom
+from rtdmd_lightning.sampling import rollout
+from rtdmd_lightning.structures import Conditioning
+
+GENERATOR, FAKE_SCORE, TEACHER, EMA = "generator", "fake_score", "teacher", "generator_ema"
+SHARDED_KEY = "saved_under_fsdp2"
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW's numbers, and the gradient norm that is clipped to."""
+
+    learning_rate: float = 3e-5
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """The few-step sampler: raw timesteps (shifted by the backbone's own schedule) and the CPS stochasticity."""
+
+    steps: list[int] = field(default_factory=lambda: [1000, 750, 500, 250])
+    eta: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not self.steps or sorted(set(self.steps), reverse=True) != self.steps or not 0 < self.steps[-1] <= 1000:
+            raise UserError(f"model.sampler.steps must fall strictly from at most 1000 and stay above 0, not {self.steps}")
+        if not 0 <= self.eta <= 1:
+            raise UserError(f"model.sampler.eta must lie in [0, 1], not {self.eta}")
+
+
+class DistillationModule(L.LightningModule, ABC):
+    """Roles on one base, and how each is evaluated, trained, averaged and saved.
+
+    Args:
+        backbone: which model family, from where.
+        batch_size: samples of one optimizer step, over all processes.
+        sampler: the student's few-step sampler.
+        lora: shape of the adapters.
+        generator_optimizer, fake_optimizer: one AdamW each.
+        ema_decay: per generator update.
+        seed: of all noise and of every random choice (linked from `seed_everything`).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        batch_size: int,
+        sampler: SamplerSettings,
+        lora: LoraSettings,
+        generator_optimizer: OptimizerSettings,
+        fake_optimizer: OptimizerSettings,
+        ema_decay: float,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False  # `load_state_dict` checks the keys itself: the frozen base is in no checkpoint
+        self.backbone = backbone
+        self.batch_size = batch_size
+        self.sampler = sampler
+        self.lora = lora
+        self.generator_optimizer = generator_optimizer
+        self.fake_optimizer = fake_optimizer
+        self.ema_decay = ema_decay
+        self.seed = seed
+        self.transformer: torch.nn.Module | None = None
+
+    @property
+    @abstractmethod
+    def groups_per_step(self) -> int:
+        """How many batches of `batch_size` prompts one training step consumes."""
+
+    # Building ---------------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Load the base, inject the adapters and shard, once: Lightning may call this again."""
+        if self.transformer is not None:
+            return
+        transformer = self.backbone.load()
+        for name in (GENERATOR, FAKE_SCORE, EMA):
+            lora.add_adapter(transformer, name, self.lora, self.backbone.lora_targets)
+        lora.load_adapter_state_dict(transformer, EMA, lora.adapter_state_dict(transformer, GENERATOR), source=GENERATOR)
+        if self._is_sharded:
+            assert self.device_mesh is not None
+            shard(transformer, self.device_mesh["data_parallel"], self.backbone.block_classes)
+        self.transformer = transformer
+        stacks = {GENERATOR: (GENERATOR,), FAKE_SCORE: (FAKE_SCORE,), TEACHER: (), EMA: (EMA,)}
+        self.roles = AdapterRoles(transformer, stacks, trainable=(GENERATOR, FAKE_SCORE))
+        self.embed = PromptEmbedder(self.backbone)
+        self.sigmas = self.backbone.sigmas(self.sampler.steps)
+
+    @property
+    def _is_sharded(self) -> bool:
+        return self._trainer is not None and isinstance(self._trainer.strategy, ModelParallelStrategy)
+
+    def on_fit_start(self) -> None:
+        self.backbone.to(self.device)
+        self.transformer.eval()
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [
+            torch.optim.AdamW(
+                self.parameters_of(role),
+                lr=settings.learning_rate,
+                betas=settings.betas,
+                weight_decay=settings.weight_decay,
+            )
+            for role, settings in ((GENERATOR, self.generator_optimizer), (FAKE_SCORE, self.fake_optimizer))
+        ]
+
+    def parameters_of(self, adapter: str) -> list[torch.nn.Parameter]:
+        assert self.transformer is not None, "configure_model() comes first"
+        return list(lora.adapter_parameters(self.transformer, adapter).values())
+
+    # Evaluating -------------------------------------------------------------------------------------------------------
+
+    def velocity(self, role: str, latents: Tensor, sigma: Tensor | float, conditioning: Conditioning) -> Tensor:
+        """One forward pass in a role; `sigma` is a number or `[B]`."""
+        levels = torch.as_tensor(sigma, dtype=torch.float32, device=latents.device).expand(len(latents))
+        with self.roles.role(role):
+            return self.backbone.velocity(self.transformer, latents, levels, conditioning)
+
+    @torch.no_grad()
+    def teacher_velocity(
+        self, latents: Tensor, sigma: Tensor | float, conditioning: Conditioning, guidance_scale: float
+    ) -> Tensor:
+        """The frozen base with classifier-free guidance: both branches in one forward pass of 2B, one of B at scale 1."""
+        if guidance_scale == 1:
+            return self.velocity(TEACHER, latents, sigma, conditioning)
+        levels = torch.as_tensor(sigma, dtype=torch.float32, device=latents.device).expand(len(latents))
+        empty = self.embed([""], latents.device).expand(len(latents))
+        branches = Conditioning.cat([conditioning, empty])
+        both = self.velocity(TEACHER, torch.cat([latents, latents]), levels.repeat(2), branches)
+        conditional, unconditional = both.chunk(2)
+        return guided_velocity(conditional, unconditional, guidance_scale=guidance_scale)
+
+    @torch.no_grad()
+    def generate(self, prompts: list[str], indices: Sequence[int], *, seed: int, role: str = EMA) -> Tensor:
+        """Images `[B, 3, H, W]` in [0, 1] from the few-step student; sample i's noise depends on (seed, indices[i]) only."""
+        random = SampleRandom(seed, indices, self.device)
+        shape = self.backbone.latent_shape()
+        conditioning = self.embed(prompts, self.device)
+        trajectory = rollout(
+            lambda latents, sigma: self.velocity(role, latents, sigma, conditioning),
+            random.normal("start", shape),
+            sigmas=self.sigmas,
+            eta=self.sampler.eta,
+            step_noise=lambda step: random.normal(f"step {step}", shape),
+        )
+        return self.backbone.decode(trajectory.samples).clamp(0, 1)
+
+    # Training ---------------------------------------------------------------------------------------------------------
+
+    def update(self, role: str, loss: Tensor) -> Tensor:
+        """Back-propagate, clip and step one role's optimizer; returns the gradient norm before clipping.
+
+        The backward pass runs in the role, since gradient checkpointing recomputes the forward pass with the adapters that
+        are active then.
+        """
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the {role} loss is {loss.item()} at step {self.global_step}; nothing was updated")
+        with self.roles.role(role):
+            self.manual_backward(loss)
+        settings = self.generator_optimizer if role == GENERATOR else self.fake_optimizer
+        parameters = self.parameters_of(role)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        torch.nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, norm)
+        # Lightning counts the steps of the optimizers it wraps: the generator's alone.
+        optimizer = self.optimizers()[0] if role == GENERATOR else self.optimizers(use_pl_optimizer=False)[1]
+        optimizer.step()
+        optimizer.zero_grad()
+        return norm
+
+    @torch.no_grad()
+    def update_ema(self) -> None:
+        """`ema <- decay * ema + (1 - decay) * generator`, over the adapter's parameters."""
+        for average, parameter in zip(self.parameters_of(EMA), self.parameters_of(GENERATOR), strict=True):
+            average.lerp_(parameter, 1 - self.ema_decay)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Log the seconds that the body takes as `time/NAME`."""
+        start = time.perf_counter()
+        yield
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+        self.log(f"time/{name}", time.perf_counter() - start)
+
+    # Saving -----------------------------------------------------------------------------------------------------------
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Adapters only: the frozen base is in no checkpoint."""
+        kept = (GENERATOR, FAKE_SCORE, EMA)
+        state = super().state_dict(*args, **kwargs)
+        return {key: value for key, value in state.items() if any(f".{name}." in key for name in kept)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
+        expected = self.state_dict().keys()
+        if differing := expected ^ state_dict.keys():
+            raise UserError(
+                f"the checkpoint does not fit this model: {len(differing)} of {len(expected)} keys differ, "
+                f"e.g. {min(differing)!r}"
+            )
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[SHARDED_KEY] = self._is_sharded
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Lightning restores an unsharded checkpoint's second optimizer wrongly under FSDP2: its momentum becomes zero.
+        if self._is_sharded and not checkpoint[SHARDED_KEY]:
+            raise UserError(
+                "this checkpoint was saved without FSDP2 and cannot be resumed under ModelParallelStrategy (the fake score's "
+                "optimizer state would be lost); resume it with the strategy it was saved with"
+            )

@@ -1,0 +1,21 @@
+"""The embedded world's checker as a reward."""
+
+import torch
+from torch import Tensor
+
+from rtdmd_lightning.rewards.base import Reward
+from rtdmd_lightning.shapes.checker import check
+
+
+class ShapesReward(Reward):
+    """GenEval's soft score (mean of the terms), or with `strict` 1 where everything is exactly right and else 0."""
+
+    differentiable = False
+
+    def __init__(self, strict: bool = False) -> None:
+        self.strict = strict
+        self.name = "shapes_strict" if strict else "shapes"
+
+    def score(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
+        verdicts = check(images, metadata)
+        return torch.tensor([float(v.strict) if self.strict else v.soft for v in verdicts], device=images.device)

@@ -1,0 +1,31 @@
+"""The few-step rollout: CPS steps over a schedule, driven by any velocity function (METHOD sections 1 and 2)."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from rtdmd_lightning.objectives import cps_step
+from rtdmd_lightning.structures import Trajectory
+
+VelocityFunction = Callable[[Tensor, float], Tensor]
+"""Latents `[B, ...]` at a level in [0, 1] to their velocity, of the same shape."""
+
+StepNoise = Callable[[int], Tensor]
+"""The fresh noise of step k, of the latents' shape."""
+
+
+def rollout(
+    velocity: VelocityFunction, start: Tensor, *, sigmas: Sequence[float], eta: float, step_noise: StepNoise
+) -> Trajectory:
+    """Execute one CPS step between each pair of neighbours in `sigmas`; one velocity call per step.
+
+    `start` sits at `sigmas[0]`. A schedule that ends with 0 ends with clean samples; a shorter one ends at its last level.
+    """
+    states, velocities, noises = [start], [], []
+    for step, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        velocities.append(velocity(states[-1], sigma))
+        noises.append(step_noise(step))
+        states.append(
+            cps_step(states[-1], velocities[-1], sigma=sigma, sigma_next=sigma_next, eta=eta, noise=noises[-1])
+        )
+    return Trajectory(tuple(sigmas), tuple(states), tuple(velocities), tuple(noises))
