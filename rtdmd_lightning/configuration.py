@@ -17,7 +17,9 @@ from rtdmd_lightning.errors import UserError
 def compose(path: Path) -> dict[str, Any]:
     """The config in a file, with its defaults merged in. Raises UserError for a missing or malformed file."""
     merged = OmegaConf.merge(*_chain(path, ()))
-    return OmegaConf.to_container(merged, resolve=True)
+    composed = OmegaConf.to_container(merged, resolve=True)
+    assert isinstance(composed, dict)
+    return {str(key): value for key, value in composed.items()}
 
 
 def _chain(path: Path, opened_by: tuple[Path, ...]) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ import sys
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from rtdmd_lightning.checkpointing import AtomicCheckpointIO
 from rtdmd_lightning.configuration import expand_config_arguments
 from rtdmd_lightning.data import PromptDataModule
 from rtdmd_lightning.errors import readable_errors
@@ -34,7 +33,7 @@ def main(arguments: list[str]) -> LightningCLI:
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"exit_on_error": False},
-        trainer_defaults={"plugins": [AtomicCheckpointIO()], "use_distributed_sampler": False},
+        auto_configure_optimizers=False,
     )
 
 

@@ -1,6 +1,7 @@
 """The few-step rollout: CPS steps over a schedule, driven by any velocity function (METHOD sections 1 and 2)."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -22,7 +23,7 @@ def rollout(
     `start` sits at `sigmas[0]`. A schedule that ends with 0 ends with clean samples; a shorter one ends at its last level.
     """
     states, velocities, noises = [start], [], []
-    for step, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         velocities.append(velocity(states[-1], sigma))
         noises.append(step_noise(step))
         states.append(

@@ -26,7 +26,7 @@ class ExportGenerator(L.Callback):
         if self.every_n_updates and trainer.global_step % self.every_n_updates == 0:
             self.write(trainer, pl_module)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer, pl_module) -> None:
         self.write(trainer, pl_module)
 
     def write(self, trainer: L.Trainer, pl_module: DistillationModule) -> None:

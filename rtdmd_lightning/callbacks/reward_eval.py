@@ -73,7 +73,7 @@ class RewardEvalCallback(L.Callback):
         if trainer.global_step % self.every_n_updates == 0:
             pl_module.log_dict(self.evaluate(trainer, pl_module))
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer, pl_module) -> None:
         if self._last_evaluated != trainer.global_step:
             scores = self.evaluate(trainer, pl_module)
             for logger in trainer.loggers:
@@ -93,11 +93,11 @@ class RewardEvalCallback(L.Callback):
                 continue
             prompts = [entry["prompt"] for entry in metadata]
             for reward in self.rewards:
-                scores = reward.score(images, prompts, metadata)
-                for score, entry in zip(scores, metadata, strict=True):
-                    metrics[f"eval/{reward.name}"].update(score)
+                values = reward.score(images, prompts, metadata)
+                for value, entry in zip(values, metadata, strict=True):
+                    metrics[f"eval/{reward.name}"].update(value)
                     if "tag" in entry:
-                        metrics[f"eval/{reward.name}/{entry['tag']}"].update(score)
+                        metrics[f"eval/{reward.name}/{entry['tag']}"].update(value)
         scores = {name: metric.compute() for name, metric in metrics.items()}
         self.draw_grid(trainer, pl_module)
         if trainer.is_global_zero and trainer.log_dir is not None:
@@ -109,7 +109,9 @@ class RewardEvalCallback(L.Callback):
 
     def metric_names(self) -> list[str]:
         tags = dict.fromkeys(entry["tag"] for entry in self.metadata if "tag" in entry)
-        return [f"eval/{reward.name}{suffix}" for reward in self.rewards for suffix in ("", *(f"/{tag}" for tag in tags))]
+        return [
+            f"eval/{reward.name}{suffix}" for reward in self.rewards for suffix in ("", *(f"/{tag}" for tag in tags))
+        ]
 
     def local_batches(self, rank: int, world_size: int) -> list[list[int]]:
         """This rank's prompts; every rank gets equally many batches, if need be an empty last one."""

@@ -1,7 +1,7 @@
 """What the modules ask of a backbone family. One file a family implements it; nothing else knows a family's name."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ class Backbone(ABC):
     lora_targets: ClassVar[list[str]]
     """Linear layers that get adapters, matched as suffixes of their module path."""
 
-    pipeline_class: ClassVar[type]
+    pipeline_class: ClassVar[Any]
     """The family's diffusers pipeline: it writes adapters in the form that its own `load_lora_weights` reads."""
 
     block_classes: ClassVar[tuple[type[nn.Module], ...]]

@@ -95,7 +95,9 @@ class AdapterRoles:
         trainable: adapters that receive gradients, at all times and whatever the role.
     """
 
-    def __init__(self, transformer: nn.Module, stacks: Mapping[str, tuple[str, ...]], trainable: tuple[str, ...]) -> None:
+    def __init__(
+        self, transformer: nn.Module, stacks: Mapping[str, tuple[str, ...]], trainable: tuple[str, ...]
+    ) -> None:
         self.transformer = transformer
         self.stacks = dict(stacks)
         self.active: tuple[str, ...] | None = None

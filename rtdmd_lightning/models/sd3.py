@@ -128,7 +128,9 @@ class SD3Backbone(Backbone):
             return  # a hub id
         index = folder / "model_index.json"
         if not index.is_file():
-            raise UserError(f"the base model folder {folder} has no model_index.json; it should be a diffusers pipeline")
+            raise UserError(
+                f"the base model folder {folder} has no model_index.json; it should be a diffusers pipeline"
+            )
         listed = json.loads(index.read_text())
         wanted = PARTS + (T5_PARTS if self.use_t5 else ())
         missing = [part for part in wanted if part not in listed or not (folder / part).is_dir()]

@@ -114,15 +114,15 @@ class ACDMDModule(DistillationModule):
         ema_decay: float = 0.99,
         seed: int = 0,
     ) -> None:
-        super().__init__(
-            backbone, batch_size, sampler, lora, generator_optimizer, fake_optimizer, ema_decay, seed
-        )
+        super().__init__(backbone, batch_size, sampler, lora, generator_optimizer, fake_optimizer, ema_decay, seed)
         if not 1 <= guidance_scale[0] <= guidance_scale[1]:
             raise UserError(f"model.guidance_scale must be a range of scales from 1 up, not {list(guidance_scale)}")
         if fake_update_ratio < 1:
             raise UserError(f"model.fake_update_ratio must be at least 1, not {fake_update_ratio}")
         if consistency.weight and consistency.samples == 2 and consistency.transition == "cps" and sampler.eta == 0:
-            rank_zero_warn("with eta 0 the two consistency transitions coincide: the estimator is the biased one-sample form")
+            rank_zero_warn(
+                "with eta 0 the two consistency transitions coincide: the estimator is the biased one-sample form"
+            )
         self.guidance_scale = guidance_scale
         self.fake_update_ratio = fake_update_ratio
         self.random_stop = random_stop
@@ -273,9 +273,7 @@ class ACDMDModule(DistillationModule):
         noise = torch.cat(noises)
         if self.consistency.transition == "posterior":
             return posterior_step(states, velocity, sigma=sigma, sigma_next=sigma_next, noise=noise)
-        return cps_step(
-            states, velocity, sigma=sigma, sigma_next=sigma_next, eta=self.sampler.eta, noise=noise
-        )
+        return cps_step(states, velocity, sigma=sigma, sigma_next=sigma_next, eta=self.sampler.eta, noise=noise)
 
     def generator_loss(
         self, trajectory: Trajectory, stop: int, conditioning: Conditioning, random: SampleRandom, guidance_scale: float
@@ -294,7 +292,8 @@ class ACDMDModule(DistillationModule):
             fake = self.velocity(FAKE_SCORE, interval.end, level, conditioning)
         noise = random.normal("generator update return", state.shape[1:])
         from_teacher, from_fake = (
-            cps_step(interval.end, v, sigma=level, sigma_next=sigma_start, eta=eta, noise=noise) for v in (teacher, fake)
+            cps_step(interval.end, v, sigma=level, sigma_next=sigma_start, eta=eta, noise=noise)
+            for v in (teacher, fake)
         )
         pair = None
         if self.normalizer == "noise_free":

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from rtdmd_lightning.data.embeddings import PromptEmbedder
+from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.models import lora
 from rtdmd_lightning.models.base import Backbone
@@ -52,7 +53,9 @@ class SamplerSettings:
 
     def __post_init__(self) -> None:
         if not self.steps or sorted(set(self.steps), reverse=True) != self.steps or not 0 < self.steps[-1] <= 1000:
-            raise UserError(f"model.sampler.steps must fall strictly from at most 1000 and stay above 0, not {self.steps}")
+            raise UserError(
+                f"model.sampler.steps must fall strictly from at most 1000 and stay above 0, not {self.steps}"
+            )
         if not 0 <= self.eta <= 1:
             raise UserError(f"model.sampler.eta must lie in [0, 1], not {self.eta}")
 
@@ -92,7 +95,8 @@ class DistillationModule(L.LightningModule, ABC):
         self.fake_optimizer = fake_optimizer
         self.ema_decay = ema_decay
         self.seed = seed
-        self.transformer: torch.nn.Module | None = None
+        self.transformer: torch.nn.Module
+        self._configured = False
 
     @property
     @abstractmethod
@@ -103,16 +107,19 @@ class DistillationModule(L.LightningModule, ABC):
 
     def configure_model(self) -> None:
         """Load the base, inject the adapters and shard, once: Lightning may call this again."""
-        if self.transformer is not None:
+        if self._configured:
             return
         transformer = self.backbone.load()
         for name in (GENERATOR, FAKE_SCORE, EMA):
             lora.add_adapter(transformer, name, self.lora, self.backbone.lora_targets)
-        lora.load_adapter_state_dict(transformer, EMA, lora.adapter_state_dict(transformer, GENERATOR), source=GENERATOR)
+        lora.load_adapter_state_dict(
+            transformer, EMA, lora.adapter_state_dict(transformer, GENERATOR), source=GENERATOR
+        )
         if self._is_sharded:
             assert self.device_mesh is not None
             shard(transformer, self.device_mesh["data_parallel"], self.backbone.block_classes)
         self.transformer = transformer
+        self._configured = True
         stacks = {GENERATOR: (GENERATOR,), FAKE_SCORE: (FAKE_SCORE,), TEACHER: (), EMA: (EMA,)}
         self.roles = AdapterRoles(transformer, stacks, trainable=(GENERATOR, FAKE_SCORE))
         self.embed = PromptEmbedder(self.backbone)
@@ -138,7 +145,7 @@ class DistillationModule(L.LightningModule, ABC):
         ]
 
     def parameters_of(self, adapter: str) -> list[torch.nn.Parameter]:
-        assert self.transformer is not None, "configure_model() comes first"
+        assert self._configured, "configure_model() comes first"
         return list(lora.adapter_parameters(self.transformer, adapter).values())
 
     # Evaluating -------------------------------------------------------------------------------------------------------
@@ -178,6 +185,10 @@ class DistillationModule(L.LightningModule, ABC):
         )
         return self.backbone.decode(trajectory.samples).clamp(0, 1)
 
+    def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
+        """A batch of prompts holds no tensor (and Lightning's walk through it refuses frozen dataclasses)."""
+        return batch
+
     # Training ---------------------------------------------------------------------------------------------------------
 
     def update(self, role: str, loss: Tensor) -> Tensor:
@@ -187,7 +198,9 @@ class DistillationModule(L.LightningModule, ABC):
         are active then.
         """
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"the {role} loss is {loss.item()} at step {self.global_step}; nothing was updated")
+            raise FloatingPointError(
+                f"the {role} loss is {loss.item()} at step {self.global_step}; nothing was updated"
+            )
         with self.roles.role(role):
             self.manual_backward(loss)
         settings = self.generator_optimizer if role == GENERATOR else self.fake_optimizer
@@ -196,7 +209,9 @@ class DistillationModule(L.LightningModule, ABC):
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         torch.nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, norm)
         # Lightning counts the steps of the optimizers it wraps: the generator's alone.
-        optimizer = self.optimizers()[0] if role == GENERATOR else self.optimizers(use_pl_optimizer=False)[1]
+        optimizers = self.optimizers(use_pl_optimizer=role == GENERATOR)
+        assert isinstance(optimizers, list)
+        optimizer = optimizers[0 if role == GENERATOR else 1]
         optimizer.step()
         optimizer.zero_grad()
         return norm
@@ -218,7 +233,7 @@ class DistillationModule(L.LightningModule, ABC):
 
     # Saving -----------------------------------------------------------------------------------------------------------
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Adapters only: the frozen base is in no checkpoint."""
         kept = (GENERATOR, FAKE_SCORE, EMA)
         state = super().state_dict(*args, **kwargs)

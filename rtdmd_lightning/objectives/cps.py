@@ -63,7 +63,9 @@ def cps_log_prob(
     if not exact:
         return -squared_error.flatten(1).mean(dim=1)
     if bool((std == 0).any()):
-        raise ValueError("a deterministic step (eta 0 or sigma_next 0) has no log density; leave it out of the policy loss")
+        raise ValueError(
+            "a deterministic step (eta 0 or sigma_next 0) has no log density; leave it out of the policy loss"
+        )
     log_density = -squared_error / (2 * std**2) - torch.log(std) - 0.5 * math.log(2 * math.pi)
     return log_density.flatten(1).sum(dim=1)
 

@@ -32,9 +32,7 @@ def distribution_matching_loss(
     return 0.5 * torch.nn.functional.mse_loss(x, target)
 
 
-def noise_free_pair(
-    clean_generator: Tensor, clean_teacher: Tensor, *, sigma: Tensor | float
-) -> tuple[Tensor, Tensor]:
+def noise_free_pair(clean_generator: Tensor, clean_teacher: Tensor, *, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
     """`((1-s)·x̂0^G, (1-s)·x̂0^T)`: a normaliser without the independent noises of x_s and x_s^T (METHOD section 3.3, *ours*).
 
     At s = 0 it is the paper's pair.

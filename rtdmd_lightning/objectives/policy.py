@@ -38,7 +38,9 @@ def group_advantages(
         raise ValueError(f"rewards {sorted(rewards)} and weights {sorted(weights)} must name the same rewards")
     for name, reward in rewards.items():
         if reward.shape != (len(prompts),):
-            raise ValueError(f"reward {name!r} has shape {tuple(reward.shape)}, {len(prompts)} prompts want one number each")
+            raise ValueError(
+                f"reward {name!r} has shape {tuple(reward.shape)}, {len(prompts)} prompts want one number each"
+            )
         bad = (~torch.isfinite(reward)).nonzero().flatten().tolist()
         if bad:
             raise ValueError(f"reward {name!r} is {reward[bad[0]].item()} for the prompt {prompts[bad[0]]!r}")

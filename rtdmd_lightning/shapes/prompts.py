@@ -41,9 +41,7 @@ def contents(tag: str) -> list[dict]:
         return [_entry(tag, f"a {c} {s}", [{"class": s, "count": 1, "color": c}]) for c, s in pairs]
     if tag == "position":
         return [
-            _entry(
-                tag, f"a {a} {r} a {b}", [{"class": b, "count": 1}, {"class": a, "count": 1, "position": [r, 0]}]
-            )
+            _entry(tag, f"a {a} {r} a {b}", [{"class": b, "count": 1}, {"class": a, "count": 1, "position": [r, 0]}])
             for r in RELATIONS
             for a, b in itertools.permutations(SHAPES, 2)
         ]

@@ -36,13 +36,15 @@ def teacher_images(
     """`[B, 3, H, W]` in [0, 1] from the diffusers pipeline itself (Euler steps); image i's noise is its own."""
     pipeline.set_progress_bar_config(disable=True)
     return in_batches(
-        lambda indices: pipeline(
-            [prompts[index] for index in indices],
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            max_sequence_length=max_sequence_length,
-            generator=[keyed_generator(seed, index, "start") for index in indices],
-            output_type="pt",
-        ).images,
+        lambda indices: (
+            pipeline(
+                [prompts[index] for index in indices],
+                num_inference_steps=steps,
+                guidance_scale=guidance_scale,
+                max_sequence_length=max_sequence_length,
+                generator=[keyed_generator(seed, index, "start") for index in indices],
+                output_type="pt",
+            ).images
+        ),
         len(prompts),
     )

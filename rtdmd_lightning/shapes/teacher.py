@@ -38,7 +38,9 @@ def build_transformer() -> SD3Transformer2DModel:
         if isinstance(module, torch.nn.Linear):
             torch.nn.init.xavier_uniform_(module.weight)
             torch.nn.init.zeros_(module.bias)
-    modulations = [norm.linear for name, norm in transformer.named_modules() if name.endswith(("norm1", "norm1_context"))]
+    modulations = [
+        norm.linear for name, norm in transformer.named_modules() if name.endswith(("norm1", "norm1_context"))
+    ]
     for linear in (*modulations, transformer.norm_out.linear, transformer.proj_out):
         torch.nn.init.zeros_(linear.weight)
     return transformer

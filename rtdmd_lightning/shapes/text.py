@@ -6,7 +6,14 @@ zeros that diffusers itself feeds when the T5 is dropped. That keeps the folder 
 """
 
 import torch
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from rtdmd_lightning.shapes.prompts import TAGS, prompts
 

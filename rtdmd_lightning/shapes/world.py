@@ -1,7 +1,7 @@
 """The embedded world: coloured shapes on a plain ground, described the way GenEval describes photographs.
 
 An image is 32x32. Up to four objects stand in the four quadrants, each at a random place and of a random size inside
-its own quadrant, so objects never touch. Six colour-shape pairs... see `UNSEEN_PAIRS` for the ones no training image shows.
+its own quadrant, so objects never touch. No training image shows a colour-shape pair of `UNSEEN_PAIRS`.
 """
 
 from dataclasses import dataclass
@@ -79,7 +79,9 @@ def sample_scene(metadata: dict, rng: np.random.Generator, *, allow_unseen: bool
         raise ValueError(f"a scene holds one to four objects, {metadata['prompt']!r} asks for {len(wanted)}")
     for _ in range(1000):
         quadrants = rng.permutation(4)[: len(wanted)]
-        placed = [_place(entry, quadrant, rng, allow_unseen) for (entry, _), quadrant in zip(wanted, quadrants)]
+        placed = [
+            _place(entry, quadrant, rng, allow_unseen) for (entry, _), quadrant in zip(wanted, quadrants, strict=True)
+        ]
         groups = [index for _, index in wanted]
         if _relations_hold(metadata["include"], placed, groups):
             return Scene(tuple(placed), ground=float(rng.uniform(*GROUND_RANGE)))
@@ -88,9 +90,11 @@ def sample_scene(metadata: dict, rng: np.random.Generator, *, allow_unseen: bool
 
 def _place(entry: dict, quadrant: int, rng: np.random.Generator, allow_unseen: bool) -> Placed:
     shape = entry["class"]
-    colors = [entry["color"]] if "color" in entry else [
-        color for color in COLORS if allow_unseen or (color, shape) not in UNSEEN_PAIRS
-    ]
+    colors = (
+        [entry["color"]]
+        if "color" in entry
+        else [color for color in COLORS if allow_unseen or (color, shape) not in UNSEEN_PAIRS]
+    )
     radius = rng.uniform(*RADIUS_RANGE)
     reach = QUADRANT / 2 - MARGIN - radius
     row, column = divmod(int(quadrant), 2)
@@ -100,11 +104,11 @@ def _place(entry: dict, quadrant: int, rng: np.random.Generator, allow_unseen: b
 
 
 def _relations_hold(include: list[dict], placed: list[Placed], groups: list[int]) -> bool:
-    for obj, group in zip(placed, groups):
+    for obj, group in zip(placed, groups, strict=True):
         if "position" not in include[group]:
             continue
         relation, target = include[group]["position"]
-        others = [other for other, other_group in zip(placed, groups) if other_group == target]
+        others = [other for other, other_group in zip(placed, groups, strict=True) if other_group == target]
         if any(relation not in spatial_relations(obj.box, other.box) for other in others):
             return False
     return True

@@ -1,0 +1,62 @@
+# Two commands do all the set-up: `make demo` and `make test`. `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+
+# glibc hands freed memory back to the kernel after every small CPU step and faults it in again: a third of the time.
+export MALLOC_TRIM_THRESHOLD_ := 8589934592
+export MALLOC_TOP_PAD_ := 268435456
+export MALLOC_MMAP_MAX_ := 0
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format typecheck unit teacher cold-start compare-cold-start bench tensorboard clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
+
+install: $(VENV)/.installed ## Make .venv and install the pinned requirements (the other targets do this when needed)
+
+$(VENV)/.installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet -r requirements.txt
+	@touch $@
+
+demo: install ## Cold start on the embedded teacher in minutes: table, picture, TensorBoard log
+	$(PY) -m rtdmd_lightning.demo
+
+test: install lint typecheck unit ## Lint, type-check and run all tests
+
+lint: install ## ruff: rules and formatting
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: install ## Rewrite the code in ruff's format
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+typecheck: install ## mypy over the package
+	$(VENV)/bin/mypy
+
+unit: install ## pytest alone
+	$(PY) -m pytest -q
+
+teacher: install ## Train the embedded teacher again (about an hour on two cores) into checkpoints/tiny-sd3
+	$(PY) -m rtdmd_lightning.shapes.pretrain --compile true
+
+cold-start: install ## The full stage 1 on the embedded world
+	$(PY) -m rtdmd_lightning.fit --config configs/cold_start/tiny_sd3.yaml
+
+compare-cold-start: install ## AC-DMD, DMD2 and the options, several seeds each: the README's table (resumes)
+	$(PY) -m rtdmd_lightning.compare
+
+bench: install ## Seconds per fake and per generator step, and peak memory
+	$(PY) -m rtdmd_lightning.benchmarks
+
+tensorboard: install ## Curves and pictures of the runs
+	$(VENV)/bin/tensorboard --logdir runs
+
+clean: ## Remove caches (not runs, not .venv)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -exec rm -rf {} +
