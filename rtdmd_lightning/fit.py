@@ -4,12 +4,14 @@
 """
 
 import sys
+import warnings
+from pathlib import Path
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from rtdmd_lightning.configuration import expand_config_arguments
 from rtdmd_lightning.data import PromptDataModule
-from rtdmd_lightning.errors import readable_errors
+from rtdmd_lightning.errors import UserError, readable_errors
 from rtdmd_lightning.modules.core import DistillationModule
 
 
@@ -17,24 +19,39 @@ class FitCLI(LightningCLI):
     """Lightning's command line with what data and model share written once, under `model`."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help="checkpoint to resume from")
         parser.link_arguments("seed_everything", "model.init_args.seed")
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("model.batch_size", "data.batch_size", apply_on="instantiate")
         parser.link_arguments("model.groups_per_step", "data.groups", apply_on="instantiate")
 
 
-def main(arguments: list[str]) -> LightningCLI:
-    """Parse, build and fit; returns the finished CLI with its trainer and modules."""
-    return FitCLI(
+def main(arguments: list[str], *, resume: bool = False) -> LightningCLI:
+    """Parse, build and fit; returns the finished CLI with its trainer and modules.
+
+    With `resume`, a run whose log folder holds a `last.ckpt` goes on from it; one without starts afresh.
+    """
+    # Lightning warns when arguments come from elsewhere than sys.argv; here they are sys.argv's, expanded.
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
+    cli = FitCLI(
         DistillationModule,
         PromptDataModule,
         subclass_mode_model=True,
-        args=["fit", *expand_config_arguments(arguments)],
+        args=expand_config_arguments(arguments),
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"exit_on_error": False},
         auto_configure_optimizers=False,
+        run=False,
     )
+    ckpt_path = cli.config["ckpt_path"]
+    if resume and ckpt_path is None:
+        last = Path(cli.trainer.log_dir) / "checkpoints" / "last.ckpt"
+        ckpt_path = str(last) if last.is_file() else None
+    if ckpt_path is not None and not Path(ckpt_path).exists():
+        raise UserError(f"ckpt_path {ckpt_path} does not exist")
+    cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=ckpt_path)
+    return cli
 
 
 if __name__ == "__main__":

@@ -31,8 +31,9 @@ class ExportGenerator(L.Callback):
 
     def write(self, trainer: L.Trainer, pl_module: DistillationModule) -> None:
         state = adapter_state_dict(pl_module.transformer, EMA)  # on every rank: a sharded adapter is gathered by all
-        if trainer.is_global_zero and trainer.log_dir is not None:
-            folder = Path(trainer.log_dir) / self.name
+        log_dir = trainer.log_dir  # a broadcast: every rank must ask
+        if trainer.is_global_zero and log_dir is not None:
+            folder = Path(log_dir) / self.name
             write_adapter(state, folder, pl_module.backbone, pl_module.lora)
 
 

@@ -99,12 +99,10 @@ class RewardEvalCallback(L.Callback):
                     if "tag" in entry:
                         metrics[f"eval/{reward.name}/{entry['tag']}"].update(value)
         scores = {name: metric.compute() for name, metric in metrics.items()}
-        self.draw_grid(trainer, pl_module)
-        if trainer.is_global_zero and trainer.log_dir is not None:
-            row = {"step": trainer.global_step, "training_seconds": round(self.training_seconds, 2)}
-            row |= {name: round(float(score), 5) for name, score in scores.items()}
-            with (Path(trainer.log_dir) / "eval.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
+        picture = self.draw_grid(pl_module)
+        log_dir = trainer.log_dir  # a broadcast: every rank must ask
+        if trainer.is_global_zero and log_dir is not None:
+            self.write(trainer, Path(log_dir), scores, picture)
         return scores
 
     def metric_names(self) -> list[str]:
@@ -123,14 +121,18 @@ class RewardEvalCallback(L.Callback):
             for start in starts
         ]
 
-    def draw_grid(self, trainer: L.Trainer, pl_module: DistillationModule) -> None:
+    def draw_grid(self, pl_module: DistillationModule) -> Tensor:
         spaced = torch.linspace(0, len(self.metadata) - 1, self.grid).long().tolist()
         images = pl_module.generate([self.metadata[index]["prompt"] for index in spaced], spaced, seed=self.seed)
-        if not trainer.is_global_zero or trainer.log_dir is None:
-            return
-        path = Path(trainer.log_dir) / "images" / f"step_{trainer.global_step:06d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture = make_grid(images.cpu(), nrow=8)
+        return make_grid(images.cpu(), nrow=8)
+
+    def write(self, trainer: L.Trainer, log_dir: Path, scores: dict[str, Tensor], picture: Tensor) -> None:
+        row = {"step": trainer.global_step, "training_seconds": round(self.training_seconds, 2)}
+        row |= {name: round(float(score), 5) for name, score in scores.items()}
+        with (log_dir / "eval.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        path = log_dir / "images" / f"step_{trainer.global_step:06d}.png"
+        path.parent.mkdir(exist_ok=True)
         save_image(picture, path)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

@@ -41,6 +41,7 @@ class OptimizerSettings:
     learning_rate: float = 3e-5
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
+    eps: float = 1e-8
     max_grad_norm: float = 1.0
 
 
@@ -140,6 +141,7 @@ class DistillationModule(L.LightningModule, ABC):
                 lr=settings.learning_rate,
                 betas=settings.betas,
                 weight_decay=settings.weight_decay,
+                eps=settings.eps,
             )
             for role, settings in ((GENERATOR, self.generator_optimizer), (FAKE_SCORE, self.fake_optimizer))
         ]

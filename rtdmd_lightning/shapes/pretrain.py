@@ -25,7 +25,7 @@ def main(
     output: Path = Path("checkpoints/tiny-sd3"),
     run_dir: Path = Path("runs/teacher"),
     vae_steps: int = 2500,
-    teacher_steps: int = 15_000,
+    teacher_steps: int = 11_500,
     precision: str = "bf16-mixed",
     pairs: int = TRAINING_PAIRS,
     score_every: int = 2000,

@@ -75,7 +75,7 @@ class TeacherModule(L.LightningModule):
     `vae` must carry its latent statistics (`set_latent_statistics`); latents in the batches are in the VAE's own scale.
     """
 
-    def __init__(self, vae, *, steps: int, learning_rate: float = 1.5e-3, decay_share: float = 0.35) -> None:
+    def __init__(self, vae, *, steps: int, learning_rate: float = 1.5e-3, decay_share: float = 0.15) -> None:
         super().__init__()
         self.tokenizer = build_tokenizer()
         self.teacher = Teacher(self.tokenizer)

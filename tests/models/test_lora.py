@@ -1,0 +1,128 @@
+"""Roles on one base: what is adapted, what trains, what a switch leaves behind."""
+
+import pytest
+import torch
+
+from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.models import lora
+from rtdmd_lightning.modules.core import EMA, FAKE_SCORE, GENERATOR, TEACHER
+from tests.tiny import tiny_backbone, tiny_module
+
+
+def trainable(module):
+    return {path for path, parameter in module.transformer.named_parameters() if parameter.requires_grad}
+
+
+def velocity(module, role):
+    torch.manual_seed(3)
+    latents = torch.randn(2, *module.backbone.latent_shape())
+    return module.velocity(role, latents, 0.7, module.embed(["a red circle", "a blue cross"], torch.device("cpu")))
+
+
+def test_only_attn_is_adapted_and_nothing_is_adapted_after_the_last_context_projection(tiny_folder):
+    module = tiny_module(tiny_folder)
+    adapted = {path.split(".lora_")[0] for path in lora.adapter_parameters(module.transformer, GENERATOR)}
+    assert "transformer_blocks.0.attn.to_add_out" in adapted
+    assert "transformer_blocks.2.attn.to_add_out" not in adapted  # the last block drops its context stream
+    assert any("attn2" in path for path, _ in module.transformer.named_modules())
+    assert not any("attn2" in path for path in adapted)
+    assert len(adapted) == 3 * 8 - 1
+
+
+def test_the_base_exists_once_and_no_role_copies_it(tiny_folder):
+    module = tiny_module(tiny_folder)
+    bare = tiny_backbone(tiny_folder).load()
+    adapters = sum(
+        parameter.numel()
+        for name in (GENERATOR, FAKE_SCORE, EMA)
+        for parameter in lora.adapter_parameters(module.transformer, name).values()
+    )
+    assert sum(p.numel() for p in module.parameters()) == sum(p.numel() for p in bare.parameters()) + adapters
+
+
+def test_teacher_is_the_bare_base(tiny_folder):
+    module = tiny_module(tiny_folder)
+    bare = tiny_backbone(tiny_folder).load()
+    conditioning = module.embed(["a red circle", "a blue cross"], torch.device("cpu"))
+    torch.manual_seed(3)
+    latents = torch.randn(2, *module.backbone.latent_shape())
+    expected = module.backbone.velocity(bare, latents, torch.full((2,), 0.7), conditioning)
+    torch.testing.assert_close(velocity(module, TEACHER), expected, rtol=0, atol=0)
+
+
+def test_roles_differ_from_each_other(tiny_folder):
+    module = tiny_module(tiny_folder)
+    outputs = [velocity(module, role) for role in (TEACHER, GENERATOR, FAKE_SCORE, EMA)]
+    for index, one in enumerate(outputs):
+        assert all((one - other).abs().max() > 1e-4 for other in outputs[index + 1 :])
+
+
+def test_what_trains_is_the_same_set_in_every_role(tiny_folder):
+    module = tiny_module(tiny_folder)
+    expected = {
+        path for path, _ in module.transformer.named_parameters() if f".{GENERATOR}." in path or f".{FAKE_SCORE}." in path
+    }
+    for role in (GENERATOR, FAKE_SCORE, TEACHER, EMA):
+        with module.roles.role(role):
+            assert trainable(module) == expected
+    assert trainable(module) == expected
+
+
+def test_a_role_is_restored_also_when_the_body_raises(tiny_folder):
+    module = tiny_module(tiny_folder)
+    with module.roles.role(GENERATOR):
+        with pytest.raises(RuntimeError, match="inside"), module.roles.role(FAKE_SCORE):
+            raise RuntimeError("inside")
+        assert module.roles.active == (GENERATOR,)
+    assert module.roles.active == ()
+
+
+@pytest.mark.parametrize("leave", [False, True])
+def test_gradient_checkpointing_gives_the_same_gradients_when_the_backward_pass_runs_in_its_role(tiny_folder, leave):
+    """Another role runs between forward and backward; leaving it active then is the trap, and does change the gradients."""
+    gradients = []
+    for checkpointing in (False, True):
+        module = tiny_module(tiny_folder, {"gradient_checkpointing": checkpointing})
+        module.transformer.train()
+        loss = velocity(module, GENERATOR).square().mean()
+        with torch.no_grad():
+            velocity(module, FAKE_SCORE)
+        with module.roles.role(FAKE_SCORE if leave else GENERATOR):
+            loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in module.parameters_of(GENERATOR) if p.grad is not None]))
+    equal = gradients[0].shape == gradients[1].shape and torch.allclose(*gradients, rtol=1e-5, atol=1e-7)
+    assert equal != leave
+
+
+def test_adapter_files_round_trip_and_refuse_what_does_not_fit(tiny_folder):
+    module = tiny_module(tiny_folder)
+    state = lora.adapter_state_dict(module.transformer, GENERATOR)
+    assert all(".lora_A.default.weight" in key or ".lora_B.default.weight" in key for key in state)
+    lora.load_adapter_state_dict(module.transformer, EMA, state, "a.pt")
+    torch.testing.assert_close(velocity(module, EMA), velocity(module, GENERATOR), rtol=0, atol=0)
+    with pytest.raises(UserError, match=r"a\.pt has no key that matches"):
+        lora.load_adapter_state_dict(module.transformer, EMA, {"nothing": torch.zeros(1)}, "a.pt")
+    with pytest.raises(UserError, match="1 keys differ"):
+        lora.load_adapter_state_dict(module.transformer, EMA, dict(list(state.items())[1:]), "a.pt")
+    with pytest.raises(UserError, match=r"set model\.lora\.rank"):
+        wider = {key: torch.cat([value, value]) for key, value in state.items()}
+        lora.load_adapter_state_dict(module.transformer, EMA, wider, "a.pt")
+
+
+def test_adapters_are_float32_on_a_bfloat16_base(tiny_folder):
+    module = tiny_module(tiny_folder, {"dtype": "bfloat16"})
+    dtypes = {parameter.dtype for parameter in module.parameters_of(GENERATOR)}
+    assert dtypes == {torch.float32}
+    assert {p.dtype for p in module.transformer.parameters() if not p.requires_grad} == {torch.bfloat16, torch.float32}
+    assert velocity(module, GENERATOR).dtype == torch.float32
+
+
+def test_initial_adapters_depend_on_seed_and_name_only(tiny_folder):
+    first, second = tiny_module(tiny_folder), tiny_module(tiny_folder)
+    for one, other in zip(first.parameters_of(GENERATOR), second.parameters_of(GENERATOR), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_targets_that_match_nothing_are_refused(tiny_folder):
+    with pytest.raises(UserError, match="matches the LoRA targets"):
+        lora.add_adapter(tiny_backbone(tiny_folder).load(), "x", lora.LoraSettings(), ["nowhere"])

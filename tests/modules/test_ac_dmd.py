@@ -1,0 +1,145 @@
+"""Losses of AC-DMD: reuse changes nothing but the cost, the options do what they say."""
+
+import math
+
+import pytest
+import torch
+
+from rtdmd_lightning import objectives
+from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.modules.ac_dmd import Consistency
+from rtdmd_lightning.modules.core import FAKE_SCORE, GENERATOR, SamplerSettings
+from rtdmd_lightning.randomness import SampleRandom
+from tests.tiny import tiny_module
+
+CPU = torch.device("cpu")
+PROMPTS = ["a photo of a red circle", "a photo of two crosses", "a icon of a square above a circle"]
+
+
+def setting(folder, **options):
+    module = tiny_module(folder, **options)
+    random = SampleRandom(0, [4, 5, 6], CPU)
+    return module, module.embed(PROMPTS, CPU), random
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 4])
+def test_a_boundary_of_a_whole_trajectory_is_a_random_stop_rollout(tiny_folder, stop):
+    module, conditioning, random = setting(tiny_folder)
+    whole = module.roll_out(conditioning, random, 4)
+    stopped = module.roll_out(conditioning, random, stop)
+    torch.testing.assert_close(whole.states[stop], stopped.samples)
+    losses = [module.fake_score_loss(t, stop, conditioning, random, 0).item() for t in (whole, stopped)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    before = module.roll_out(conditioning, random, stop - 1)
+    losses = [module.generator_loss(t, stop, conditioning, random, 3.0).item() for t in (whole, before)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_the_last_step_of_the_generator_update_is_the_trajectorys(tiny_folder, monkeypatch):
+    """With gradient, but the same sample: the generator's loss is taken at the very boundary that the rollout reached."""
+    module, conditioning, random = setting(tiny_folder)
+    whole = module.roll_out(conditioning, random, 4)
+    seen = {}
+    original = module.renoise_from
+    monkeypatch.setattr(module, "renoise_from", lambda start, *rest: seen.update(start=start) or original(start, *rest))
+    module.generator_loss(whole, 3, conditioning, random, 3.0)
+    torch.testing.assert_close(seen["start"], whole.states[3])
+
+
+def test_dmd2_is_flow_matching_on_the_clean_prediction(tiny_folder, monkeypatch):
+    module, conditioning, random = setting(tiny_folder, sub_interval=False, consistency=Consistency(weight=0))
+    trajectory = module.roll_out(conditioning, random, 4)
+    clean = objectives.clean_from_velocity(trajectory.states[1], trajectory.velocities[1], sigma=module.sigmas[1])
+    interval = module.renoise_from(clean, 0.0, random, "fake update 0")
+    velocity = module.velocity(FAKE_SCORE, interval.end, interval.sigma_end, conditioning)
+    weight = (10 * interval.sigma_end**2).clamp_max(1).view(-1, 1, 1, 1)
+    expected = (weight * (velocity - (interval.noise - clean)) ** 2).mean()
+    actual = module.fake_score_loss(trajectory, 2, conditioning, random, 0)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_reach_the_role_that_is_updated_and_no_other(tiny_folder):
+    module, conditioning, random = setting(tiny_folder)
+    trajectory = module.roll_out(conditioning, random, 4)
+    for role, loss in (
+        (FAKE_SCORE, module.fake_score_loss(trajectory, 2, conditioning, random, 0)),
+        (GENERATOR, module.generator_loss(trajectory, 2, conditioning, random, 3.0)),
+    ):
+        module.zero_grad()
+        with module.roles.role(role):
+            loss.backward()
+        touched = {path for path, p in module.transformer.named_parameters() if p.grad is not None}
+        assert touched and all(f".{role}." in path for path in touched)
+
+
+def test_rao_blackwell_target_lowers_the_fake_loss_of_the_first_segment(tiny_folder):
+    losses = {}
+    for target in ("ambient", "rao_blackwell"):
+        module, conditioning, random = setting(tiny_folder, fake_target=target, consistency=Consistency(weight=0))
+        trajectory = module.roll_out(conditioning, random, 4)
+        losses[target] = module.fake_score_loss(trajectory, 1, conditioning, random, 0).item()
+    assert losses["rao_blackwell"] < 0.2 * losses["ambient"]
+
+
+def test_the_two_branches_use_independent_noise_and_the_one_sample_form_is_a_square(tiny_folder):
+    module, conditioning, random = setting(tiny_folder, consistency=Consistency(samples=1))
+    trajectory = module.roll_out(conditioning, random, 4)
+    interval = module.renoise_from(trajectory.samples, 0.0, random, "x")
+    velocity = module.velocity(FAKE_SCORE, interval.end, interval.sigma_end, conditioning)
+    one = module.consistency_regulariser(interval, velocity, conditioning, random, "x")
+    assert one > 0
+    module, *_ = setting(tiny_folder)
+    two = module.consistency_regulariser(interval, velocity, conditioning, random, "x")
+    assert not math.isclose(one.item(), two.item(), rel_tol=1e-3)
+
+
+@pytest.mark.parametrize("option", [{"fake_target": "rao_blackwell"}, {"normalizer": "noise_free"}])
+@pytest.mark.parametrize("sub_interval", [True, False])
+@pytest.mark.parametrize("transition", ["cps", "posterior"])
+def test_every_option_gives_finite_losses_at_every_stop(tiny_folder, option, sub_interval, transition):
+    module, conditioning, random = setting(
+        tiny_folder, sub_interval=sub_interval, consistency=Consistency(transition=transition, moves=2), **option
+    )
+    trajectory = module.roll_out(conditioning, random, 4)
+    for stop in range(1, 5):
+        assert torch.isfinite(module.fake_score_loss(trajectory, stop, conditioning, random, 0))
+        assert torch.isfinite(module.generator_loss(trajectory, stop, conditioning, random, 3.0))
+
+
+def test_guidance_is_drawn_in_its_range_once_per_cycle(tiny_folder):
+    module, *_ = setting(tiny_folder, guidance_scale=(2.0, 6.0))
+    drawn = [module.draw_guidance(cycle) for cycle in range(50)]
+    assert all(2 <= scale < 6 for scale in drawn) and max(drawn) - min(drawn) > 3
+    assert drawn == [module.draw_guidance(cycle) for cycle in range(50)]
+
+
+def test_ema_follows_its_formula(tiny_folder):
+    module, *_ = setting(tiny_folder, ema_decay=0.9)
+    average, live = module.parameters_of("generator_ema"), module.parameters_of(GENERATOR)
+    expected = [0.9 * a.detach() + 0.1 * p.detach() for a, p in zip(average, live, strict=True)]
+    module.update_ema()
+    for ours, wanted in zip(average, expected, strict=True):
+        torch.testing.assert_close(ours, wanted)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"guidance_scale": (5.0, 2.0)}, "guidance_scale must be a range"),
+        ({"fake_update_ratio": 0}, "fake_update_ratio must be at least 1"),
+    ],
+)
+def test_impossible_options_are_refused(tiny_folder, options, message):
+    with pytest.raises(UserError, match=message):
+        tiny_module(tiny_folder, **options)
+
+
+@pytest.mark.parametrize("settings", [{"steps": [500, 750]}, {"steps": []}, {"steps": [1000, 0]}, {"eta": 1.5}])
+def test_impossible_samplers_are_refused(settings):
+    with pytest.raises(UserError, match=r"model\.sampler"):
+        SamplerSettings(**settings)
+
+
+def test_eta_zero_warns_that_the_two_samples_coincide(tiny_folder):
+    with pytest.warns(UserWarning, match="coincide"):
+        tiny_module(tiny_folder, sampler=SamplerSettings(eta=0.0))
