@@ -27,9 +27,17 @@ def readable_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, ArgumentError) as error:
-        if os.environ.get(DEBUG_VARIABLE):
+    except Exception as error:
+        told = _user_error_in(error)
+        if told is None or os.environ.get(DEBUG_VARIABLE):
             raise
-        sentence = " ".join(str(error).split())
+        sentence = " ".join(str(told).split())
         print(f"error: {sentence} (set {DEBUG_VARIABLE}=1 for the traceback)", file=sys.stderr)
         sys.exit(2)
+
+
+def _user_error_in(error: BaseException | None) -> BaseException | None:
+    """The error itself, or the one that it was raised from: jsonargparse wraps what a constructor raises in its own."""
+    while error is not None and not isinstance(error, (UserError, ArgumentError)):
+        error = error.__cause__
+    return error

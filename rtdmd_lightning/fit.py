@@ -26,14 +26,11 @@ class FitCLI(LightningCLI):
         parser.link_arguments("model.groups_per_step", "data.groups", apply_on="instantiate")
 
 
-def main(arguments: list[str], *, resume: bool = False) -> LightningCLI:
-    """Parse, build and fit; returns the finished CLI with its trainer and modules.
-
-    With `resume`, a run whose log folder holds a `last.ckpt` goes on from it; one without starts afresh.
-    """
+def parse(arguments: list[str]) -> FitCLI:
+    """Trainer, module and data as a command line describes them; nothing is loaded or trained yet."""
     # Lightning warns when arguments come from elsewhere than sys.argv; here they are sys.argv's, expanded.
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
-    cli = FitCLI(
+    return FitCLI(
         DistillationModule,
         PromptDataModule,
         subclass_mode_model=True,
@@ -44,6 +41,14 @@ def main(arguments: list[str], *, resume: bool = False) -> LightningCLI:
         auto_configure_optimizers=False,
         run=False,
     )
+
+
+def main(arguments: list[str], *, resume: bool = False) -> FitCLI:
+    """Parse, build and fit; returns the finished CLI with its trainer and modules.
+
+    With `resume`, a run whose log folder holds a `last.ckpt` goes on from it; one without starts afresh.
+    """
+    cli = parse(arguments)
     ckpt_path = cli.config["ckpt_path"]
     if resume and ckpt_path is None:
         last = Path(cli.trainer.log_dir) / "checkpoints" / "last.ckpt"

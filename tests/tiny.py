@@ -1,6 +1,7 @@
 """Tiny random models of the real classes, and short runs on them."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
+
+from lightning import Callback
 
 from rtdmd_lightning.models import SD3Backbone
 from rtdmd_lightning.models.lora import LoraSettings, adapter_parameters
@@ -158,3 +161,14 @@ def run(*arguments: str, processes: int = 1, check: bool = True, **options) -> s
 
 def load_checkpoint(folder: Path) -> dict:
     return torch.load(folder / "runs" / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+class KillDuringStep(Callback):
+    """SIGKILL this process inside a training step: after its fake-score updates, before its generator's."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)

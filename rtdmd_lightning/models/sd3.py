@@ -127,6 +127,8 @@ class SD3Backbone(Backbone):
     def _check_folder(self) -> None:
         folder = Path(self.pretrained)
         if not folder.is_dir():
+            if self.pretrained.startswith(("/", ".")) or self.pretrained.count("/") != 1:
+                raise UserError(f"the base model folder {folder} does not exist")
             return  # a hub id
         index = folder / "model_index.json"
         if not index.is_file():

@@ -112,9 +112,20 @@ class ACDMDModule(DistillationModule):
         normalizer: Literal["paper", "noise_free"] = "paper",
         reuse_rollouts: bool = True,
         ema_decay: float = 0.99,
+        initial_adapter: str | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(backbone, batch_size, sampler, lora, generator_optimizer, fake_optimizer, ema_decay, seed)
+        super().__init__(
+            backbone,
+            batch_size,
+            sampler,
+            lora,
+            generator_optimizer,
+            fake_optimizer,
+            ema_decay,
+            initial_adapter,
+            seed,
+        )
         if not 1 <= guidance_scale[0] <= guidance_scale[1]:
             raise UserError(f"model.guidance_scale must be a range of scales from 1 up, not {list(guidance_scale)}")
         if fake_update_ratio < 1:

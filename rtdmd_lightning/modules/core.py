@@ -71,6 +71,7 @@ class DistillationModule(L.LightningModule, ABC):
         lora: shape of the adapters.
         generator_optimizer, fake_optimizer: one AdamW each.
         ema_decay: per generator update.
+        initial_adapter: a `generator_ema.pt` that the generator (and its EMA) start from, instead of the base.
         seed: of all noise and of every random choice (linked from `seed_everything`).
     """
 
@@ -83,6 +84,7 @@ class DistillationModule(L.LightningModule, ABC):
         generator_optimizer: OptimizerSettings,
         fake_optimizer: OptimizerSettings,
         ema_decay: float,
+        initial_adapter: str | None,
         seed: int,
     ) -> None:
         super().__init__()
@@ -95,6 +97,7 @@ class DistillationModule(L.LightningModule, ABC):
         self.generator_optimizer = generator_optimizer
         self.fake_optimizer = fake_optimizer
         self.ema_decay = ema_decay
+        self.initial_adapter = initial_adapter
         self.seed = seed
         self.transformer: torch.nn.Module
         self._configured = False
@@ -113,9 +116,11 @@ class DistillationModule(L.LightningModule, ABC):
         transformer = self.backbone.load()
         for name in (GENERATOR, FAKE_SCORE, EMA):
             lora.add_adapter(transformer, name, self.lora, self.backbone.lora_targets)
-        lora.load_adapter_state_dict(
-            transformer, EMA, lora.adapter_state_dict(transformer, GENERATOR), source=GENERATOR
-        )
+        if self.initial_adapter is not None:
+            state = lora.read_adapter(self.initial_adapter)
+            lora.load_adapter_state_dict(transformer, GENERATOR, state, source=self.initial_adapter)
+        initial = lora.adapter_state_dict(transformer, GENERATOR)
+        lora.load_adapter_state_dict(transformer, EMA, initial, source=GENERATOR)
         if self._is_sharded:
             assert self.device_mesh is not None
             shard(transformer, self.device_mesh["data_parallel"], self.backbone.block_classes)

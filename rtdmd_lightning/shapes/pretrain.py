@@ -25,7 +25,7 @@ def main(
     output: Path = Path("checkpoints/tiny-sd3"),
     run_dir: Path = Path("runs/teacher"),
     vae_steps: int = 2500,
-    teacher_steps: int = 11_500,
+    teacher_steps: int = 12_500,
     precision: str = "bf16-mixed",
     pairs: int = TRAINING_PAIRS,
     score_every: int = 2000,
@@ -48,7 +48,7 @@ def main(
     trained_vae = train_vae(images, run_dir / "vae", vae_steps)
     latents = vae.encode_all(trained_vae, images)
     vae.set_latent_statistics(trained_vae, latents)
-    module = teacher.TeacherModule(trained_vae, steps=teacher_steps)
+    module = teacher.TeacherModule(trained_vae)
     if compile:
         torch._dynamo.config.automatic_dynamic_shapes = False  # two prompt lengths: two fast graphs, not one slow one
         module.teacher.transformer.compile()

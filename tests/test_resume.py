@@ -1,0 +1,63 @@
+"""Killed and resumed, a run ends where the uninterrupted one ends, to the last bit; and what a checkpoint holds."""
+
+import signal
+
+import pytest
+import torch
+
+from rtdmd_lightning.modules.core import EMA, FAKE_SCORE, GENERATOR
+from tests.tiny import load_checkpoint, run, write_config
+
+
+def test_sigkill_in_the_middle_of_a_step_then_resume_is_bit_identical(tiny_folder, tmp_path):
+    whole = write_config(tmp_path / "whole", tiny_folder)
+    run("--config", str(whole), "--trainer.max_steps=4")
+
+    killed = write_config(tmp_path / "killed", tiny_folder)
+    arguments = ("--config", str(killed), "--trainer.max_steps=4")
+    dead = run(
+        *arguments, "--trainer.callbacks+=tests.tiny.KillDuringStep", "--trainer.callbacks.step=2", check=False
+    )
+    assert dead.returncode == -signal.SIGKILL
+    last = tmp_path / "killed/runs/run/checkpoints/last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 2
+    run(*arguments, f"--ckpt_path={last}")
+
+    one, other = load_checkpoint(tmp_path / "whole"), load_checkpoint(tmp_path / "killed")
+    assert one["global_step"] == other["global_step"] == 4
+    assert_identical(one["state_dict"], other["state_dict"])
+    assert_identical(one["optimizer_states"], other["optimizer_states"])
+    results = [tmp_path / name / "runs/run/cold_start/generator_ema.pt" for name in ("whole", "killed")]
+    assert_identical(*(torch.load(path, weights_only=True) for path in results))
+
+
+def assert_identical(one, other):
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_identical(one[key], other[key])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_identical(a, b)
+    else:
+        assert one == other
+
+
+@pytest.mark.parametrize("options", [["--trainer.precision=bf16-mixed"], ["--model.backbone.gradient_checkpointing=true"]])
+def test_a_checkpoint_holds_adapters_and_two_optimizers_and_no_base(tiny_folder, tmp_path, options):
+    """Also: bf16-mixed runs, and gradient checkpointing runs."""
+    config = write_config(tmp_path, tiny_folder)
+    run("--config", str(config), "--trainer.max_steps=1", *options)
+    checkpoint = load_checkpoint(tmp_path)
+    state = checkpoint["state_dict"]
+    assert all(any(f".{role}." in key for role in (GENERATOR, FAKE_SCORE, EMA)) for key in state)
+    assert {value.dtype for value in state.values()} == {torch.float32}
+    per_role = sum(value.numel() for key, value in state.items() if f".{GENERATOR}." in key)
+    assert sum(value.numel() for value in state.values()) == 3 * per_role
+    assert len(checkpoint["optimizer_states"]) == 2
+    size = (tmp_path / "runs/run/checkpoints/last.ckpt").stat().st_size
+    # Three adapters and two moments for each of two optimizers, in float32, and little else.
+    assert 4 * 7 * per_role < size < 1.5 * 4 * 7 * per_role + 200_000
