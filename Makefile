@@ -10,7 +10,7 @@ export MALLOC_MMAP_MAX_ := 0
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format typecheck unit teacher cold-start compare-cold-start bench tensorboard clean
+.PHONY: help install demo test lint format typecheck unit teacher cold-start tensorboard clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -47,12 +47,6 @@ teacher: install ## Train the embedded teacher again (about an hour on two cores
 
 cold-start: install ## The full stage 1 on the embedded world
 	$(PY) -m rtdmd_lightning.fit --config configs/cold_start/tiny_sd3.yaml
-
-compare-cold-start: install ## AC-DMD, DMD2 and the options, several seeds each: the README's table (resumes)
-	$(PY) -m rtdmd_lightning.compare
-
-bench: install ## Seconds per fake and per generator step, and peak memory
-	$(PY) -m rtdmd_lightning.benchmarks
 
 tensorboard: install ## Curves and pictures of the runs
 	$(VENV)/bin/tensorboard --logdir runs
