@@ -39,7 +39,7 @@ def demo(
     """
     arguments = ["--config", str(config), *(options or [])]
     run = fit.main(arguments, resume=True)
-    module, log_dir = run.model, Path(run.trainer.log_dir)
+    module, log_dir = run.model, fit.log_folder(run.trainer)
     backbone = module.backbone
     metadata = load_prompts(f"shapes:held_out:{per_tag}")
     prompts = [entry["prompt"] for entry in metadata]
@@ -76,7 +76,9 @@ def demo(
     console = Console()
     console.print(table)
     console.print(f"side by side, a column each in the table's order: {picture}")
-    console.print(f"the result: {log_dir / 'cold_start'}/ ; curves and pictures: make tensorboard (reads {log_dir.parent})")
+    console.print(
+        f"the result: {log_dir / 'cold_start'}/ ; curves and pictures: make tensorboard (reads {log_dir.parent})"
+    )
 
 
 def new_table(columns: list[str]) -> Table:

@@ -7,6 +7,7 @@ import sys
 import warnings
 from pathlib import Path
 
+from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from rtdmd_lightning.configuration import expand_config_arguments
@@ -43,6 +44,13 @@ def parse(arguments: list[str]) -> FitCLI:
     )
 
 
+def log_folder(trainer: Trainer) -> Path:
+    """Where a run writes. Raises UserError for a run without a logger, which has no such place."""
+    if trainer.log_dir is None:
+        raise UserError("the run writes nowhere: set trainer.logger")
+    return Path(trainer.log_dir)
+
+
 def main(arguments: list[str], *, resume: bool = False) -> FitCLI:
     """Parse, build and fit; returns the finished CLI with its trainer and modules.
 
@@ -51,7 +59,7 @@ def main(arguments: list[str], *, resume: bool = False) -> FitCLI:
     cli = parse(arguments)
     ckpt_path = cli.config["ckpt_path"]
     if resume and ckpt_path is None:
-        last = Path(cli.trainer.log_dir) / "checkpoints" / "last.ckpt"
+        last = log_folder(cli.trainer) / "checkpoints" / "last.ckpt"
         ckpt_path = str(last) if last.is_file() else None
     if ckpt_path is not None and not Path(ckpt_path).exists():
         raise UserError(f"ckpt_path {ckpt_path} does not exist")

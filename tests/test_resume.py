@@ -15,9 +15,7 @@ def test_sigkill_in_the_middle_of_a_step_then_resume_is_bit_identical(tiny_folde
 
     killed = write_config(tmp_path / "killed", tiny_folder)
     arguments = ("--config", str(killed), "--trainer.max_steps=4")
-    dead = run(
-        *arguments, "--trainer.callbacks+=tests.tiny.KillDuringStep", "--trainer.callbacks.step=2", check=False
-    )
+    dead = run(*arguments, "--trainer.callbacks+=tests.tiny.KillDuringStep", "--trainer.callbacks.step=2", check=False)
     assert dead.returncode == -signal.SIGKILL
     last = tmp_path / "killed/runs/run/checkpoints/last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 2
@@ -46,7 +44,9 @@ def assert_identical(one, other):
         assert one == other
 
 
-@pytest.mark.parametrize("options", [["--trainer.precision=bf16-mixed"], ["--model.backbone.gradient_checkpointing=true"]])
+@pytest.mark.parametrize(
+    "options", [["--trainer.precision=bf16-mixed"], ["--model.backbone.gradient_checkpointing=true"]]
+)
 def test_a_checkpoint_holds_adapters_and_two_optimizers_and_no_base(tiny_folder, tmp_path, options):
     """Also: bf16-mixed runs, and gradient checkpointing runs."""
     config = write_config(tmp_path, tiny_folder)

@@ -14,7 +14,6 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-
 from lightning import Callback
 
 from rtdmd_lightning.models import SD3Backbone

@@ -69,7 +69,9 @@ class SD3Backbone(Backbone):
         pipeline.vae.to(torch.float32)  # decoded images, and reward gradients through them, are float32
         self._check_resolution()
         if pipeline.scheduler.config.use_dynamic_shifting:
-            raise UserError(f"{self.pretrained}: its scheduler has use_dynamic_shifting, which the SD3 family does not use")
+            raise UserError(
+                f"{self.pretrained}: its scheduler has use_dynamic_shifting, which the SD3 family does not use"
+            )
         if self.gradient_checkpointing:
             pipeline.transformer.enable_gradient_checkpointing()
         return pipeline.transformer

@@ -68,13 +68,18 @@ def train_vae(images: torch.Tensor, run_dir: Path, steps: int) -> AutoencoderKL:
 
 def fit(module, batches, run_dir: Path, steps: int, *, precision="32-true", callbacks=(), ema=False) -> None:
     """One resumable Lightning run of `steps` optimizer steps."""
+    checkpoints = ModelCheckpoint(run_dir, save_last=True, save_top_k=-1, every_n_train_steps=500)
     trainer = L.Trainer(
         max_steps=steps,
         max_epochs=-1,
         precision=precision,
         gradient_clip_val=1.0,
         logger=TensorBoardLogger(run_dir, name="", version=""),
-        callbacks=[ModelCheckpoint(run_dir, save_last=True, save_top_k=-1, every_n_train_steps=500), RichProgressBar(), *callbacks],
+        callbacks=[
+            ModelCheckpoint(run_dir, save_last=True, save_top_k=-1, every_n_train_steps=500),
+            RichProgressBar(),
+            *callbacks,
+        ],
         log_every_n_steps=20,
         enable_model_summary=False,
     )

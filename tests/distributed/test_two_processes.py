@@ -78,8 +78,6 @@ def test_an_unsharded_checkpoint_is_refused_under_fsdp2(single, tiny_folder, tmp
 
 def test_a_batch_that_does_not_divide_is_refused_with_the_arithmetic(tiny_folder, tmp_path):
     config = str(write_config(tmp_path, tiny_folder, batch_size=3))
-    finished = run(
-        "--config", config, "--trainer.devices=2", *STRATEGIES["ddp"], processes=2, check=False, timeout=200
-    )
+    finished = run("--config", config, "--trainer.devices=2", *STRATEGIES["ddp"], processes=2, check=False, timeout=200)
     assert finished.returncode != 0
     assert "3 / 2 = 1.50 samples per process" in finished.stderr

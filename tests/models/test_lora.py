@@ -60,7 +60,9 @@ def test_roles_differ_from_each_other(tiny_folder):
 def test_what_trains_is_the_same_set_in_every_role(tiny_folder):
     module = tiny_module(tiny_folder)
     expected = {
-        path for path, _ in module.transformer.named_parameters() if f".{GENERATOR}." in path or f".{FAKE_SCORE}." in path
+        path
+        for path, _ in module.transformer.named_parameters()
+        if f".{GENERATOR}." in path or f".{FAKE_SCORE}." in path
     }
     for role in (GENERATOR, FAKE_SCORE, TEACHER, EMA):
         with module.roles.role(role):

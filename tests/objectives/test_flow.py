@@ -72,7 +72,9 @@ def test_renoising_reaches_the_forward_law(start, end):
     assert covariance(x_end, x_end).item() == pytest.approx((1 - end) ** 2 + end**2, rel=1e-12)
 
 
-@pytest.mark.parametrize(("start", "middle", "end"), [(0, 0.5, 0.9), (0.5, 0.75, 0.9), (0.75, 0.76, 0.98), (0.9, 0.95, 1)])
+@pytest.mark.parametrize(
+    ("start", "middle", "end"), [(0, 0.5, 0.9), (0.5, 0.75, 0.9), (0.75, 0.76, 0.98), (0.9, 0.95, 1)]
+)
 def test_renoising_in_two_steps_has_the_law_of_one(start, middle, end):
     def law(*levels: float) -> tuple[float, float]:
         _, x_start, *fresh = variables(len(levels))
