@@ -75,11 +75,7 @@ def fit(module, batches, run_dir: Path, steps: int, *, precision="32-true", call
         precision=precision,
         gradient_clip_val=1.0,
         logger=TensorBoardLogger(run_dir, name="", version=""),
-        callbacks=[
-            ModelCheckpoint(run_dir, save_last=True, save_top_k=-1, every_n_train_steps=500),
-            RichProgressBar(),
-            *callbacks,
-        ],
+        callbacks=[checkpoints, RichProgressBar(), *callbacks],
         log_every_n_steps=20,
         enable_model_summary=False,
     )

@@ -43,7 +43,7 @@ def test_two_processes_make_the_single_process_update_and_a_checkpoint_that_one_
         torch.testing.assert_close(two["state_dict"][key], value, rtol=0, atol=1e-5, msg=key)
     for role in (".generator.", ".fake_score.", ".generator_ema."):
         moved = max((value - initial[key]).abs().max() for key, value in one["state_dict"].items() if role in key)
-        assert moved > 1e-4, role
+        assert moved > 3e-5, role  # well beyond the tolerance above; the EMA moves least
     scores = [{k: v for k, v in rows(folder)[-1].items() if k.startswith("eval/")} for folder in (single, tmp_path)]
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
 
