@@ -7,13 +7,15 @@ import sys
 import warnings
 from pathlib import Path
 
+import torch
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from rtdmd_lightning.configuration import expand_config_arguments
 from rtdmd_lightning.data import PromptDataModule
 from rtdmd_lightning.errors import UserError, readable_errors
-from rtdmd_lightning.modules.core import DistillationModule
+from rtdmd_lightning.modules.core import SHARDED_KEY, DistillationModule
 
 
 class FitCLI(LightningCLI):
@@ -51,6 +53,22 @@ def log_folder(trainer: Trainer) -> Path:
     return Path(trainer.log_dir)
 
 
+def check_resumable(checkpoint: Path, trainer: Trainer) -> None:
+    """Refuse what cannot be resumed, before anything is loaded.
+
+    Lightning restores an unsharded checkpoint's second optimizer wrongly under FSDP2: the fake score's momentum is lost.
+    """
+    if not checkpoint.exists():
+        raise UserError(f"ckpt_path {checkpoint} does not exist")
+    if checkpoint.is_dir() or not isinstance(trainer.strategy, ModelParallelStrategy):
+        return
+    if not torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)[SHARDED_KEY]:
+        raise UserError(
+            f"{checkpoint} was saved without FSDP2 and cannot be resumed under ModelParallelStrategy (the fake score's "
+            "optimizer state would be lost); resume it with the strategy that it was saved with"
+        )
+
+
 def main(arguments: list[str], *, resume: bool = False) -> FitCLI:
     """Parse, build and fit; returns the finished CLI with its trainer and modules.
 
@@ -61,8 +79,8 @@ def main(arguments: list[str], *, resume: bool = False) -> FitCLI:
     if resume and ckpt_path is None:
         last = log_folder(cli.trainer) / "checkpoints" / "last.ckpt"
         ckpt_path = str(last) if last.is_file() else None
-    if ckpt_path is not None and not Path(ckpt_path).exists():
-        raise UserError(f"ckpt_path {ckpt_path} does not exist")
+    if ckpt_path is not None:
+        check_resumable(Path(ckpt_path), cli.trainer)
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=ckpt_path)
     return cli
 

@@ -26,7 +26,8 @@ class PromptEmbedder:
         fresh = {}
         if new:
             encoded = self.backbone.encode_prompts(new).to(torch.device("cpu"))
-            fresh = {prompt: encoded[index : index + 1] for index, prompt in enumerate(new)}
+            # Copies: a view in the cache would keep the whole batch's memory after the rest of it was forgotten.
+            fresh = {prompt: Conditioning.cat([encoded[index : index + 1]]) for index, prompt in enumerate(new)}
         rows = [fresh[prompt] if prompt in fresh else self._cache[prompt] for prompt in prompts]
         for prompt, row in zip(prompts, rows, strict=True):
             self._cache[prompt] = row

@@ -27,8 +27,11 @@ def load_prompts(source: str) -> list[dict]:
         raise UserError(f"the prompt file {source!r} does not exist")
     if path.suffix not in (".txt", ".jsonl"):
         raise UserError(f"the prompt file {source!r} must end in .txt or .jsonl")
-    lines = list(enumerate(path.read_text(encoding="utf-8").splitlines(), start=1))
-    prompts = [_parse_line(path, number, line.strip()) for number, line in lines if line.strip()]
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"the prompt file {source!r} is not UTF-8 text: {error.reason}") from error
+    prompts = [_parse_line(path, number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
     if not prompts:
         raise UserError(f"the prompt file {source!r} is empty")
     return prompts
@@ -38,7 +41,7 @@ def _shapes_prompts(source: str, split: str) -> list[dict]:
     if split == "train":
         return sample_metadata(np.random.default_rng(0), TRAINING_SAMPLE)
     name, _, per_tag = split.partition(":")
-    if name == "held_out" and per_tag.isdigit():
+    if name == "held_out" and per_tag.isdecimal() and int(per_tag) > 0:
         try:
             return held_out_prompts(int(per_tag))
         except ValueError as error:

@@ -257,11 +257,3 @@ class DistillationModule(L.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[SHARDED_KEY] = self._is_sharded
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # Lightning restores an unsharded checkpoint's second optimizer wrongly under FSDP2: its momentum becomes zero.
-        if self._is_sharded and not checkpoint[SHARDED_KEY]:
-            raise UserError(
-                "this checkpoint was saved without FSDP2 and cannot be resumed under ModelParallelStrategy (the fake score's "
-                "optimizer state would be lost); resume it with the strategy it was saved with"
-            )

@@ -54,7 +54,10 @@ def test_pictures_of_other_prompts_are_wrong(ground_truth):
 
 @pytest.mark.parametrize(("color", "shape"), itertools.product(COLORS, SHAPES))
 def test_detector_finds_colour_shape_and_box(color, shape):
-    """All twenty pairs, at the extremes of size and ground, each box within one pixel."""
+    """All twenty pairs, at the extremes of size and ground, each box within one pixel.
+
+    Only a triangle's tip, narrower than a pixel on its last pixel and a half, is found that much lower.
+    """
     rng = np.random.default_rng(0)
     side = SQUARE_HALF_SIDE if shape == "square" else 1
     for radius, ground in itertools.product((*RADIUS_RANGE, 5.1), GROUND_RANGE):
@@ -63,7 +66,8 @@ def test_detector_finds_colour_shape_and_box(color, shape):
         (found,) = detect(render(Scene((obj,), ground)))
         assert (found.label, found.color) == (shape, color)
         reach = side * radius
-        np.testing.assert_allclose(found.box, (x - reach, y - reach, x + reach, y + reach), atol=1)
+        x0, y0, x1, y1 = np.abs(np.subtract(found.box, (x - reach, y - reach, x + reach, y + reach)))
+        assert max(x0, x1, y1) <= 1 and y0 <= (1.5 if shape == "triangle" else 1)
         assert 0.75 <= found.score <= 1
 
 

@@ -1,0 +1,98 @@
+"""The embedding cache: each prompt is encoded once, whatever the batches look like."""
+
+import torch
+
+from rtdmd_lightning.data.embeddings import PromptEmbedder
+from rtdmd_lightning.structures import Conditioning
+
+CPU = torch.device("cpu")
+
+
+class CountingBackbone:
+    """Encodes a text as its length and first letter, and records what it was given."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+
+    def encode_prompts(self, prompts: list[str]) -> Conditioning:
+        self.calls.append(prompts)
+        lengths = torch.tensor([float(len(prompt)) for prompt in prompts])
+        letters = torch.tensor([float(ord(prompt[:1] or " ")) for prompt in prompts])
+        return Conditioning(lengths[:, None, None].repeat(1, 3, 2), letters[:, None].repeat(1, 5))
+
+
+def embedder(capacity: int = 100) -> tuple[PromptEmbedder, CountingBackbone]:
+    backbone = CountingBackbone()
+    return PromptEmbedder(backbone, capacity), backbone
+
+
+def assert_encodes(conditioning: Conditioning, prompts: list[str]) -> None:
+    expected = CountingBackbone().encode_prompts(prompts)
+    assert torch.equal(conditioning.embeds, expected.embeds)
+    assert torch.equal(conditioning.pooled, expected.pooled)
+
+
+def test_each_prompt_is_encoded_once():
+    embed, backbone = embedder()
+    for prompts in (["a", "bb"], ["bb", "ccc"], ["ccc", "a", "bb"], [""], ["", "a"]):
+        assert_encodes(embed(prompts, CPU), prompts)
+    assert backbone.calls == [["a", "bb"], ["ccc"], [""]]
+
+
+def test_order_and_duplicates_are_kept():
+    """New and cached prompts mixed; a duplicate costs nothing."""
+    embed, backbone = embedder()
+    embed(["bb"], CPU)
+    prompts = ["ccc", "a", "bb", "a", "ccc", "ccc", "bb"]
+    assert_encodes(embed(prompts, CPU), prompts)
+    assert backbone.calls == [["bb"], ["ccc", "a"]]
+
+
+def test_the_least_recently_used_prompt_is_forgotten():
+    embed, backbone = embedder(capacity=2)
+    embed(["a", "bb"], CPU)
+    embed(["a"], CPU)  # a is fresher than bb now
+    embed(["ccc"], CPU)  # bb goes
+    assert len(backbone.calls) == 2
+    embed(["a", "ccc"], CPU)
+    assert len(backbone.calls) == 2
+    embed(["bb"], CPU)  # a goes
+    embed(["ccc"], CPU)
+    assert backbone.calls == [["a", "bb"], ["ccc"], ["bb"]]
+    embed(["a"], CPU)
+    assert backbone.calls[3:] == [["a"]]
+
+
+def test_a_batch_larger_than_the_cache():
+    """Everything in it is served, though it cannot all stay; a cached prompt that the batch pushes out is served too."""
+    embed, backbone = embedder(capacity=2)
+    embed(["a"], CPU)
+    prompts = ["bb", "ccc", "a", "dddd", "bb"]
+    assert_encodes(embed(prompts, CPU), prompts)
+    assert backbone.calls == [["a"], ["bb", "ccc", "dddd"]]
+    embed(["dddd", "bb"], CPU)
+    assert len(backbone.calls) == 2
+
+
+def test_a_forgotten_prompt_frees_its_memory():
+    """A cached row owns its storage: one that stays does not hold on to the batch that it was encoded with."""
+    embed, _ = embedder()
+    embed(["a", "bb", "ccc"], CPU)
+    for row in embed._cache.values():
+        for tensor in (row.embeds, row.pooled):
+            assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
+def test_what_is_handed_out_is_not_the_cache():
+    """A caller that writes into its conditioning spoils nothing."""
+    embed, _ = embedder()
+    embed(["a", "bb"], CPU).embeds.zero_()
+    embed(["bb"], CPU).embeds.zero_()
+    assert_encodes(embed(["bb"], CPU), ["bb"])
+
+
+def test_the_result_goes_to_the_device_and_the_cache_stays_on_the_cpu():
+    embed, _ = embedder()
+    conditioning = embed(["a", "a"], torch.device("meta"))
+    assert conditioning.embeds.device.type == conditioning.pooled.device.type == "meta"
+    assert_encodes(embed(["a"], CPU), ["a"])
