@@ -5,21 +5,32 @@ key by key, everything else replaced), the config itself last. `python -m rtdmd_
 and B in the same manner, and options on the command line come after all of them.
 """
 
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from rtdmd_lightning.errors import UserError
 
 
 def compose(path: Path) -> dict[str, Any]:
     """The config in a file, with its defaults merged in. Raises UserError for a missing or malformed file."""
-    merged = OmegaConf.merge(*_chain(path, ()))
-    composed = OmegaConf.to_container(merged, resolve=True)
+    merged = reduce(_merge, _chain(path, ()))
+    try:
+        composed = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"the config {path} cannot be resolved: {error}") from error
     assert isinstance(composed, dict)
     return {str(key): value for key, value in composed.items()}
+
+
+def _merge(base: Any, over: Any) -> Any:
+    if not (isinstance(base, dict) and isinstance(over, dict)):
+        return over
+    return base | {key: _merge(base.get(key), value) for key, value in over.items()}
 
 
 def _chain(path: Path, opened_by: tuple[Path, ...]) -> list[dict[str, Any]]:
@@ -30,11 +41,13 @@ def _chain(path: Path, opened_by: tuple[Path, ...]) -> list[dict[str, Any]]:
         raise UserError(f"the config {path} does not exist" + (f" (wanted by {opened_by[-1]})" if opened_by else ""))
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"the config {path} is not valid YAML: {error}") from error
     if not isinstance(config, dict):
         raise UserError(f"the config {path} must be a mapping of keys to values")
     parents = config.pop("defaults", [])
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise UserError(f"the config {path}: 'defaults' must be a list of paths, not {parents!r}")
     return [part for parent in parents for part in _chain(path.parent / parent, (*opened_by, path))] + [config]
 
 
@@ -47,7 +60,7 @@ def expand_config_arguments(arguments: list[str]) -> list[str]:
             expanded.append(argument)
             continue
         path = value if equals else next(rest, None)
-        if path is None:
+        if not path:
             raise UserError("--config wants the path of a YAML file")
         expanded.append(f"--config={yaml.safe_dump(compose(Path(path)))}")
     return expanded

@@ -74,6 +74,7 @@ def demo(
     picture = log_dir / "demo.png"
     save_side_by_side(list(images.values()), picture, count=12)
     console = Console()
+    console.width = max(console.width, 120)  # a log file has no width; the table wants this much
     console.print(table)
     console.print(f"side by side, a column each in the table's order: {picture}")
     console.print(
@@ -83,9 +84,9 @@ def demo(
 
 def new_table(columns: list[str]) -> Table:
     table = Table(title="Strict score on held-out prompts (share of images that are exactly right)")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for column in [*columns, "s/image"]:
-        table.add_column(column.replace("_", " "), justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
