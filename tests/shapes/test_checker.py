@@ -52,7 +52,7 @@ def test_pictures_of_other_prompts_are_wrong(ground_truth):
     assert scores["all"] < 0.3 and scores["color_attr"] < 0.05, scores
 
 
-@pytest.mark.parametrize(("color", "shape"), itertools.product(COLORS, SHAPES))
+@pytest.mark.parametrize(("color", "shape"), list(itertools.product(COLORS, SHAPES)))
 def test_detector_finds_colour_shape_and_box(color, shape):
     """All twenty pairs, at the extremes of size and ground, each box within one pixel.
 
@@ -105,6 +105,22 @@ def test_what_has_no_shape_is_no_object():
     rows, columns = np.indices(image.shape[:2]) + 0.5
     image[np.hypot(columns - TOP_LEFT[0], rows - TOP_LEFT[1]) < 4.2] = 0.9
     assert detect(image) == []
+
+
+def test_what_has_no_one_colour_is_no_object():
+    """A red circle that is purple on its far right is still one; half red and half purple, it is none."""
+    red, purple = (render(Scene((place("circle", color, TOP_LEFT, 6),), ground=0.9)) for color in ("red", "purple"))
+    columns = np.arange(red.shape[1])[None, :, None]
+    (mostly_red,) = detect(np.where(columns < 11, red, purple))
+    assert (mostly_red.label, mostly_red.color) == ("circle", "red")
+    assert detect(np.where(columns < 8, red, purple)) == []
+
+
+@pytest.mark.parametrize("ground", [0.6, 0.75, 1.0])
+def test_the_ground_is_the_pictures_own(ground):
+    """A generator's ground may be darker or lighter than any that was rendered for training."""
+    found = detect(render(Scene((circle, square), ground)))
+    assert {(detection.label, detection.color) for detection in found} == {("circle", "red"), ("square", "blue")}
 
 
 RED_CIRCLE = {"class": "circle", "count": 1, "color": "red"}
