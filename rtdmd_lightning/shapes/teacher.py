@@ -73,9 +73,6 @@ class Teacher(torch.nn.Module):
 class TeacherModule(L.LightningModule):
     """Flow matching with logit-normal levels; AdamW, warm-up, then a constant rate; the EMA is the result.
 
-    The rate does not decay: that would make the teacher a little better with many steps (0.967) and much better with four
-    (0.773 without CFG), and so close the gap that distillation is here to show.
-
     `vae` must carry its latent statistics (`set_latent_statistics`); latents in the batches are in the VAE's own scale.
     """
 
