@@ -16,9 +16,18 @@ def renoise_level(
     clamp: tuple[float, float] = (20, 980),
     num_train_timesteps: int = 1000,
 ) -> Tensor:
-    """`t·1000 ~ U[1000·s + 10, 1000]`, clamped to [20, 980] (METHOD section 3.1), from uniform draws `[B]` in [0, 1)."""
+    """`t·1000 ~ U[1000·s + 10, 1000]`, clamped to [20, 980] (METHOD section 3.1), from uniform draws `[B]` in [0, 1].
+
+    Returns levels t `[B]` in (0, 1), above s. `low` and `clamp` are timesteps. Raises ValueError for a start at or above the
+    upper clamp, from which there is nowhere to renoise to.
+    """
+    if not 0 <= num_train_timesteps * sigma_start < clamp[1]:
+        raise ValueError(
+            f"renoising goes up to the level {clamp[1] / num_train_timesteps}, so it cannot start at {sigma_start}: "
+            "choose a schedule whose levels after the first are lower"
+        )
     lowest = num_train_timesteps * sigma_start + low
-    timestep = lowest + (num_train_timesteps - lowest) * uniform
+    timestep = lowest + (num_train_timesteps - lowest) * at_least_float32(uniform)
     return timestep.clamp(*clamp) / num_train_timesteps
 
 
@@ -28,6 +37,7 @@ def ambient_velocity_target(
     """`u = -x_s/(1-s) + (t + (1-t)·s²/(1-s)²)/σ_ts · z` (METHOD section 3.2).
 
     It is `d x_t/dt` at fixed `(x_s, z)`; its conditional mean given x_t is the velocity of the generator's marginal at t.
+    `x_start` and `noise` `[B, ...]`, levels 0 <= s < 1 and s < t: the slope in front of z grows without bound as t → s.
     """
     start, end = broadcast_sigma(sigma_start, x_start), broadcast_sigma(sigma_end, x_start)
     _, std = renoise_scale(sigma_start=start, sigma_end=end)
@@ -57,8 +67,8 @@ def rao_blackwell_velocity_target(
     return (end * noise_over_width - at_least_float32(x_end)) / (1 - end)
 
 
-def fake_score_weight(*, sigma_start: Tensor | float, sigma_end: Tensor) -> Tensor:
-    """`clamp(1/σ_ts², 0, 10)` (METHOD section 3.2)."""
+def fake_score_weight(*, sigma_start: Tensor | float, sigma_end: Tensor | float) -> Tensor:
+    """`clamp(1/σ_ts², 0, 10)`, of the levels' broadcast shape (METHOD section 3.2)."""
     _, std = renoise_scale(sigma_start=sigma_start, sigma_end=sigma_end)
     return (1 / std**2).clamp(0, FAKE_WEIGHT_MAX)
 
@@ -66,7 +76,10 @@ def fake_score_weight(*, sigma_start: Tensor | float, sigma_end: Tensor) -> Tens
 def fake_score_loss(
     velocity: Tensor, velocity_target: Tensor, *, sigma_start: Tensor | float, sigma_end: Tensor | float
 ) -> Tensor:
-    """`L_ambient = mean( clamp(1/σ_ts², 0, 10) · (σ_ts·F - σ_ts·u)² )` (METHOD section 3.2); a scalar."""
+    """`L_ambient = mean( clamp(1/σ_ts², 0, 10) · (σ_ts·F - σ_ts·u)² )` (METHOD section 3.2); a scalar.
+
+    The mean is over all elements of `[B, ...]`; the gradient reaches the velocity (and the target, if it carries one).
+    """
     start, end = broadcast_sigma(sigma_start, velocity), broadcast_sigma(sigma_end, velocity)
     _, std = renoise_scale(sigma_start=start, sigma_end=end)
     weight = fake_score_weight(sigma_start=start, sigma_end=end)
@@ -75,15 +88,16 @@ def fake_score_loss(
 
 
 def consistency_target_level(delta: Tensor, *, sigma: Tensor, num_train_timesteps: int = 1000) -> Tensor:
-    """`t' = max(1000·t - Δ, 0)/1000` (METHOD section 3.2), per sample."""
-    return (num_train_timesteps * sigma - delta).clamp_min(0) / num_train_timesteps
+    """`t' = max(1000·t - Δ, 0)/1000`, per sample: Δ (timesteps) and t (a level) are `[B]` (METHOD section 3.2)."""
+    return (num_train_timesteps * at_least_float32(sigma) - delta).clamp_min(0) / num_train_timesteps
 
 
 def consistency_loss(clean: Tensor, clean_1: Tensor, clean_2: Tensor) -> Tensor:
     """`L_cons = mean((h(x'_1) - h(x_t)) · (h(x'_2) - h(x_t)))` (METHOD section 3.2); a scalar.
 
-    With two independent transitions it is unbiased and may be negative; given the same one twice it is the one-sample form,
-    a mean squared error.
+    All three `[B, ...]` are clean predictions `h = x - t·F(x, t)` (`clean_from_velocity`), and all three carry gradient. From
+    two independent transitions the loss is unbiased and may be negative. The one-sample form, a mean squared error, is the
+    same transition given twice: `consistency_loss(clean, clean_1, clean_1)`.
     """
     clean = at_least_float32(clean)
     return torch.mean((at_least_float32(clean_1) - clean) * (at_least_float32(clean_2) - clean))

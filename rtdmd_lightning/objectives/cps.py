@@ -18,8 +18,8 @@ def cps_mean_std(
 ) -> tuple[Tensor, Tensor]:
     """`mean = (1-σ')·x̂0 + σ'·cos(ηπ/2)·ε̂` and `std = σ'·sin(ηπ/2)` (METHOD section 1).
 
-    η = 0 is the Euler step, η = 1 renoises x̂0; at σ' = 0 the mean is x̂0 exactly and the std 0. The std broadcasts against
-    the sample.
+    `sample` and `velocity` `[B, ...]`, levels in [0, 1], η in [0, 1]. η = 0 is the Euler step, η = 1 renoises x̂0; at σ' = 0
+    the mean is x̂0 exactly and the std 0. The mean has the sample's shape, the std broadcasts against it.
     """
     level = broadcast_sigma(sigma_next, sample)
     clean = clean_from_velocity(sample, velocity, sigma=sigma)
@@ -37,7 +37,7 @@ def cps_step(
     eta: float,
     noise: Tensor,
 ) -> Tensor:
-    """`x_σ' = mean + std·z` (METHOD section 1)."""
+    """`x_σ' = mean + std·z` (METHOD section 1); `noise` is z, of the sample's shape. The last step (σ' = 0) ignores it."""
     mean, std = cps_mean_std(sample, velocity, sigma=sigma, sigma_next=sigma_next, eta=eta)
     return mean + std * at_least_float32(noise)
 
@@ -56,7 +56,7 @@ def cps_log_prob(
 
     The Gaussian's `1/(2·std²)` and its normaliser are left out on purpose: all steps are then on one scale, to which the tiny
     clip range of the policy loss is tuned. `exact=True` is the true log density, summed over all elements; it raises
-    ValueError for a deterministic step (η = 0 or σ' = 0).
+    ValueError for a deterministic step (η = 0 or σ' = 0). Nothing is detached: the gradient reaches whatever carries one.
     """
     mean, std = cps_mean_std(sample, velocity, sigma=sigma, sigma_next=sigma_next, eta=eta)
     squared_error = (at_least_float32(next_sample) - mean) ** 2

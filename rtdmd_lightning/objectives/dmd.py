@@ -18,8 +18,16 @@ def distribution_matching_loss(
 
     `x` carries the gradient; `fake` and `teacher` are where the two velocity fields bring its renoised version back to. The
     gradient of the loss with respect to `x` is g over the number of elements. `normalizer` gives another pair whose mean
-    absolute difference divides g (`noise_free_pair`); `normalize=False` divides by nothing.
+    absolute difference divides g (`noise_free_pair`); `normalize=False` divides by nothing. All tensors are `[B, ...]`.
+    An infinite g (a normaliser of exactly 0 under a difference that is not) becomes the largest number, as `nan_to_num` does.
+
+    Raises ValueError for a normalizer that `normalize=False` would ignore.
     """
+    if normalizer is not None and not normalize:
+        raise ValueError(
+            "a normalizer was given together with normalize=False, which would ignore it: drop one of them"
+        )
+    assert x.shape == fake.shape == teacher.shape, (x.shape, fake.shape, teacher.shape)
     x = at_least_float32(x)
     with torch.no_grad():
         fake, teacher = at_least_float32(fake), at_least_float32(teacher)

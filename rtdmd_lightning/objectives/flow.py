@@ -14,12 +14,16 @@ SIGMA_TS_SQUARED_MIN = 1e-12
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Half precisions to float32; float32 and float64 as they are."""
+    """Half precisions (and integers) to float32; float32 and float64 as they are."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def broadcast_sigma(sigma: Tensor | float, like: Tensor) -> Tensor:
-    """A number or `[B]` as a tensor that broadcasts against `like` `[B, ...]`, in its (at least float32) precision."""
+    """A number or `[B]` as a tensor that broadcasts against `like` `[B, ...]`, in its (at least float32) precision.
+
+    Returns a 0-d tensor, or `[B, 1, ..., 1]` of the dimensions of `like`. Raises ValueError for any other shape: `[1]` would
+    broadcast silently over samples, `[N]` for packed `[B, N, C]` latents over tokens.
+    """
     dtype = at_least_float32(like.new_empty(0)).dtype
     levels = torch.as_tensor(sigma, dtype=dtype, device=like.device)
     if levels.ndim == 0:
@@ -32,16 +36,20 @@ def broadcast_sigma(sigma: Tensor | float, like: Tensor) -> Tensor:
 def shift_sigmas(steps: Sequence[float], *, shift: float, num_train_timesteps: int = 1000) -> list[float]:
     """`σ' = s·σ / (1 + (s-1)·σ)` with `σ = step / num_train_timesteps` (METHOD section 1, SD3 family).
 
+    `steps` in [0, num_train_timesteps], σ in [0, 1]; ValueError otherwise, and for a shift that is not positive.
     A schedule that went through here is shifted: handed to a diffusers scheduler, it must not be shifted again.
     """
+    if shift <= 0:
+        raise ValueError(f"a schedule is shifted by a positive factor, not by {shift}")
+    if not all(0 <= step <= num_train_timesteps for step in steps):
+        raise ValueError(f"the steps of a schedule lie between 0 and {num_train_timesteps}: got {list(steps)}")
     raw = [step / num_train_timesteps for step in steps]
     return [shift * sigma / (1 + (shift - 1) * sigma) for sigma in raw]
 
 
 def dynamic_shift_sigmas(steps: Sequence[float], *, mu: float, num_train_timesteps: int = 1000) -> list[float]:
-    """`σ' = e^μ / (e^μ + 1/σ - 1)` (METHOD section 1, FLUX.1 and FLUX.2)."""
-    raw = [step / num_train_timesteps for step in steps]
-    return [math.exp(mu) / (math.exp(mu) + 1 / sigma - 1) for sigma in raw]
+    """`σ' = e^μ / (e^μ + 1/σ - 1)` (METHOD section 1, FLUX.1 and FLUX.2): the static shift by `e^μ`, its range and errors."""
+    return shift_sigmas(steps, shift=math.exp(mu), num_train_timesteps=num_train_timesteps)
 
 
 def flux_mu(
@@ -58,10 +66,16 @@ def flux_mu(
 
 
 def flux2_mu(image_seq_len: int, num_steps: int) -> float:
-    """FLUX.2's empirical μ, as diffusers has it (METHOD section 1)."""
-    from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu  # heavy, and only FLUX.2 needs it
+    """FLUX.2's empirical μ (METHOD section 1; the constants are the ones diffusers has, and a test compares the two).
 
-    return float(compute_empirical_mu(image_seq_len, num_steps))
+    Two lines in the number of packed image tokens, fitted at 10 and at 200 steps; between and beyond them μ is linear in the
+    number of steps. Above 4300 tokens it is the 200-step line whatever the steps.
+    """
+    at_10_steps = 8.73809524e-05 * image_seq_len + 1.89833333
+    at_200_steps = 0.00016927 * image_seq_len + 0.45666666
+    if image_seq_len > 4300:
+        return at_200_steps
+    return at_200_steps + (at_200_steps - at_10_steps) / 190 * (num_steps - 200)
 
 
 def interpolate(clean: Tensor, noise: Tensor, *, sigma: Tensor | float) -> Tensor:
@@ -86,10 +100,18 @@ def guided_velocity(conditional: Tensor, unconditional: Tensor, *, guidance_scal
     return base + guidance_scale * (at_least_float32(conditional) - base)
 
 
-def renoise_scale(*, sigma_start: Tensor | float, sigma_end: Tensor) -> tuple[Tensor, Tensor]:
-    """`a = (1-t)/(1-s)` and `σ_ts = sqrt(max(t² - a²s², 1e-12))`, for s → t (METHOD section 3.1)."""
-    scale = (1 - sigma_end) / (1 - sigma_start)
-    variance = sigma_end**2 - scale**2 * sigma_start**2
+def renoise_scale(*, sigma_start: Tensor | float, sigma_end: Tensor | float) -> tuple[Tensor, Tensor]:
+    """`a = (1-t)/(1-s)` and `σ_ts = sqrt(max(t² - a²s², 1e-12))`, for s → t with s < 1 and s <= t (METHOD section 3.1).
+
+    Levels of any two shapes that broadcast; both results have the broadcast shape, 0-d for two numbers.
+    """
+    # A number becomes a 0-d float64: exact, and it leaves the precision of a `[B]` level beside it alone.
+    start, end = (
+        at_least_float32(level) if isinstance(level, Tensor) else torch.tensor(level, dtype=torch.float64)
+        for level in (sigma_start, sigma_end)
+    )
+    scale = (1 - end) / (1 - start)
+    variance = end**2 - scale**2 * start**2
     return scale, variance.clamp_min(SIGMA_TS_SQUARED_MIN).sqrt()
 
 

@@ -115,6 +115,18 @@ def test_the_default_log_prob_by_hand():
     assert_close(log_prob, torch.tensor([0.0, -(1 + 4) / 2], dtype=torch.float64))
 
 
+@pytest.mark.parametrize(("sigma", "sigma_next"), STEPS)
+@pytest.mark.parametrize("eta", [0.0, 0.9])
+def test_the_gradient_of_the_mean_reaches_sample_and_velocity_through_both_predictions(sigma, sigma_next, eta):
+    """The mean is linear in them: of the sample `(1-σ') + σ'·cos`, of the velocity `-(1-σ')·σ + σ'·cos·(1-σ)`."""
+    sample, velocity = (part.requires_grad_() for part in triple()[:2])
+    mean, _ = objectives.cps_mean_std(sample, velocity, sigma=sigma, sigma_next=sigma_next, eta=eta)
+    of_noise = sigma_next * math.cos(eta * math.pi / 2)
+    expected = (1 - sigma_next) + of_noise, of_noise * (1 - sigma) - (1 - sigma_next) * sigma
+    for gradient, wanted in zip(torch.autograd.grad(mean.sum(), (sample, velocity)), expected, strict=True):
+        assert_close(gradient, torch.full_like(gradient, wanted))
+
+
 @pytest.mark.parametrize("exact", [False, True])
 def test_the_log_prob_pulls_the_velocity_towards_the_step_taken(exact):
     """At the mean itself the gradient is zero; past it, a small ascent step raises the log-probability of each sample."""

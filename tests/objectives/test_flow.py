@@ -22,10 +22,36 @@ def test_shift_one_and_mu_zero_leave_a_schedule_alone():
     assert objectives.dynamic_shift_sigmas(STEPS, mu=0.0) == pytest.approx(raw, abs=1e-15)
 
 
-@pytest.mark.parametrize("shift", [0.5, 3.0, 7.0])
-def test_dynamic_shift_is_the_static_shift_by_e_to_the_mu(shift):
-    dynamic = objectives.dynamic_shift_sigmas(STEPS, mu=math.log(shift))
-    assert dynamic == pytest.approx(objectives.shift_sigmas(STEPS, shift=shift), abs=1e-15)
+@pytest.mark.parametrize("mu", [-0.7, 0.5, 2.3])
+def test_dynamic_shift_follows_its_own_formula_and_ends_at_zero(mu):
+    """The code calls the static shift by e^μ; this is METHOD's expression, which a step of 0 would divide by zero."""
+    expected = [math.exp(mu) / (math.exp(mu) + 1000 / step - 1) for step in STEPS]
+    assert objectives.dynamic_shift_sigmas([*STEPS, 0], mu=mu) == pytest.approx([*expected, 0.0], abs=1e-15)
+
+
+@pytest.mark.parametrize("shift", [0.0, -1.0])
+def test_a_shift_must_be_positive(shift):
+    with pytest.raises(ValueError, match="positive factor"):
+        objectives.shift_sigmas(STEPS, shift=shift)
+
+
+@pytest.mark.parametrize("steps", [[1001, 500], [500, -1]], ids=str)
+def test_steps_outside_the_training_range_are_refused(steps):
+    for shifted in (
+        lambda: objectives.shift_sigmas(steps, shift=3.0),
+        lambda: objectives.dynamic_shift_sigmas(steps, mu=1),
+    ):
+        with pytest.raises(ValueError, match="between 0 and 1000"):
+            shifted()
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 4, 10, 50, 200, 300])
+@pytest.mark.parametrize("tokens", [256, 1024, 4096, 4300, 4301, 8192])
+def test_flux2_mu_is_that_of_diffusers(tokens, num_steps):
+    from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+
+    ours = objectives.flux2_mu(tokens, num_steps)
+    assert ours == pytest.approx(compute_empirical_mu(tokens, num_steps), rel=1e-12)
 
 
 def test_shifting_twice_is_shifting_by_the_square():

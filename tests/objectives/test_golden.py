@@ -12,7 +12,7 @@ GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "golden.json").read_te
 
 
 def close(ours, theirs):
-    torch.testing.assert_close(torch.as_tensor(ours), torch.as_tensor(theirs), rtol=1e-5, atol=1e-6, check_dtype=False)
+    torch.testing.assert_close(torch.as_tensor(ours), torch.as_tensor(theirs), rtol=1e-5, atol=1e-7, check_dtype=False)
 
 
 def tensors(entry: dict, *names: str) -> list[torch.Tensor]:
