@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 import yaml
 from diffusers import (
-    AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
@@ -21,6 +20,7 @@ from rtdmd_lightning.models.lora import LoraSettings, adapter_parameters
 from rtdmd_lightning.modules import ACDMDModule
 from rtdmd_lightning.modules.core import EMA, FAKE_SCORE, GENERATOR
 from rtdmd_lightning.shapes.text import JOINT_WIDTH, build_silent_t5, build_text_encoder, build_tokenizer
+from rtdmd_lightning.shapes.vae import build_vae
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -43,19 +43,8 @@ def save_tiny_pipeline(folder: Path) -> None:
         qk_norm="rms_norm",
         dual_attention_layers=(0,),
     )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 8),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        mid_block_add_attention=False,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.1,
-        scaling_factor=1.5,
-    )
+    vae = build_vae(channels=(8, 8, 8), norm_num_groups=4)
+    vae.register_to_config(shift_factor=0.1, scaling_factor=1.5)
     tokenizer = build_tokenizer()
     text_encoder_3, tokenizer_3 = build_silent_t5()
     StableDiffusion3Pipeline(

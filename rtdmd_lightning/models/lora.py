@@ -113,7 +113,6 @@ class AdapterRoles:
     def __init__(
         self, transformer: nn.Module, stacks: Mapping[str, tuple[str, ...]], trainable: tuple[str, ...]
     ) -> None:
-        self.transformer = transformer
         self.stacks = dict(stacks)
         self.active: tuple[str, ...] | None = None
         self._layers = [module for module in transformer.modules() if isinstance(module, LoraLayer)]

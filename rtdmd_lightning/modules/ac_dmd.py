@@ -17,7 +17,7 @@ Forward passes, in samples of the transformer (B = batch_size, K = sampler steps
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -26,19 +26,14 @@ from torch import Tensor
 from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.models.base import Backbone
-from rtdmd_lightning.models.lora import LoraSettings
-from rtdmd_lightning.modules.core import (
-    FAKE_SCORE,
-    GENERATOR,
-    DistillationModule,
-    OptimizerSettings,
-    SamplerSettings,
-)
+from rtdmd_lightning.modules.core import FAKE_SCORE, GENERATOR, DistillationModule
+from rtdmd_lightning.modules.settings import Consistency
 from rtdmd_lightning.objectives import (
     ambient_velocity_target,
     clean_from_velocity,
     consistency_loss,
     consistency_target_level,
+    cps_std,
     cps_step,
     distribution_matching_loss,
     fake_score_loss,
@@ -49,26 +44,7 @@ from rtdmd_lightning.objectives import (
     renoise_level,
 )
 from rtdmd_lightning.randomness import SampleRandom, keyed_generator
-from rtdmd_lightning.sampling import rollout
 from rtdmd_lightning.structures import Conditioning, Subinterval, Trajectory
-
-
-@dataclass(frozen=True)
-class Consistency:
-    """The consistency regulariser of the fake score (METHOD section 3.2).
-
-    weight: of `L_cons` in the fake-score loss; 0 switches it off, with its forward passes.
-    samples: 2 is the unbiased estimator from two independent transitions, 1 the mean squared error of one.
-    moves: chained transitions from t down to t'.
-    transition: `cps` with the sampler's eta (the paper's), or `posterior`, exact in the mean.
-    max_delta: the largest move, in timesteps of 1000.
-    """
-
-    weight: float = 0.01
-    samples: Literal[1, 2] = 2
-    moves: int = 1
-    transition: Literal["cps", "posterior"] = "cps"
-    max_delta: int = 200
 
 
 @dataclass(frozen=True)
@@ -92,7 +68,7 @@ class ACDMDModule(DistillationModule):
         fake_target: `ambient` (the paper's) or `rao_blackwell` (same conditional mean, smaller variance).
         normalizer: of the generator's gradient: `paper`, or `noise_free` (only the clean predictions enter).
         reuse_rollouts: one batch of whole trajectories per cycle instead of one random-stop rollout per update.
-        Others: see `DistillationModule`.
+        backbone, batch_size, shared: see `DistillationModule` (the command line lists its options here too).
     """
 
     def __init__(
@@ -100,10 +76,6 @@ class ACDMDModule(DistillationModule):
         backbone: Backbone,
         batch_size: int,
         guidance_scale: tuple[float, float],
-        sampler: SamplerSettings = SamplerSettings(),
-        lora: LoraSettings = LoraSettings(),
-        generator_optimizer: OptimizerSettings = OptimizerSettings(),
-        fake_optimizer: OptimizerSettings = OptimizerSettings(),
         fake_update_ratio: int = 10,
         random_stop: bool = True,
         sub_interval: bool = True,
@@ -111,26 +83,19 @@ class ACDMDModule(DistillationModule):
         fake_target: Literal["ambient", "rao_blackwell"] = "ambient",
         normalizer: Literal["paper", "noise_free"] = "paper",
         reuse_rollouts: bool = True,
-        ema_decay: float = 0.99,
-        initial_adapter: str | None = None,
-        seed: int = 0,
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            backbone,
-            batch_size,
-            sampler,
-            lora,
-            generator_optimizer,
-            fake_optimizer,
-            ema_decay,
-            initial_adapter,
-            seed,
-        )
+        super().__init__(backbone, batch_size, **shared)
         if not 1 <= guidance_scale[0] <= guidance_scale[1]:
             raise UserError(f"model.guidance_scale must be a range of scales from 1 up, not {list(guidance_scale)}")
         if fake_update_ratio < 1:
             raise UserError(f"model.fake_update_ratio must be at least 1, not {fake_update_ratio}")
-        if consistency.weight and consistency.samples == 2 and consistency.transition == "cps" and sampler.eta == 0:
+        if (
+            consistency.weight
+            and consistency.samples == 2
+            and consistency.transition == "cps"
+            and self.sampler.eta == 0
+        ):
             rank_zero_warn(
                 "with eta 0 the two consistency transitions coincide: the estimator is the biased one-sample form"
             )
@@ -146,9 +111,14 @@ class ACDMDModule(DistillationModule):
     # The cycle --------------------------------------------------------------------------------------------------------
 
     @property
+    def shares_trajectories(self) -> bool:
+        """Are whole trajectories rolled out once per cycle? Without a random stop only their last boundary would serve."""
+        return self.reuse_rollouts and self.random_stop
+
+    @property
     def groups_per_step(self) -> int:
         """With reuse, K updates share a group, and the generator's update takes one of them too; else each has its own."""
-        if self.reuse_rollouts and self.random_stop:
+        if self.shares_trajectories:
             return math.ceil(self.fake_update_ratio / len(self.sampler.steps))
         return self.fake_update_ratio + 1
 
@@ -160,7 +130,7 @@ class ACDMDModule(DistillationModule):
         def draw(bound: int) -> int:
             return int(torch.randint(bound, (), generator=generator))
 
-        if self.reuse_rollouts and self.random_stop:
+        if self.shares_trajectories:
             order = torch.randperm(groups * stops, generator=generator).tolist()[:ratio]
             fake_updates = [Update(index // stops, index % stops + 1) for index in order]
             return fake_updates, Update(draw(groups), draw(stops) + 1)
@@ -176,18 +146,24 @@ class ACDMDModule(DistillationModule):
         groups = [slice(start, start + local) for start in range(0, len(batch.prompts), local)]
 
         shared: Trajectory | None = None
-        if self.reuse_rollouts and self.random_stop:
+        if self.shares_trajectories:
             with self.timed("rollout"):
-                shared = self.roll_out(conditioning, random, len(self.sampler.steps))
+                shared = self.roll_out(GENERATOR, conditioning, random)
         with self.timed("fake_updates"):
             for number, update in enumerate(fake_updates):
                 group = groups[update.group]
-                trajectory = shared[group] if shared else self.roll_out(conditioning[group], random[group], update.stop)
+                trajectory = (
+                    shared[group]
+                    if shared
+                    else self.roll_out(GENERATOR, conditioning[group], random[group], update.stop)
+                )
                 loss = self.fake_score_loss(trajectory, update.stop, conditioning[group], random[group], number)
                 self.log_update(FAKE_SCORE, update.stop, loss, self.update(FAKE_SCORE, loss))
         with self.timed("generator_update"):
             group, stop = groups[generator_update.group], generator_update.stop
-            trajectory = shared[group] if shared else self.roll_out(conditioning[group], random[group], stop - 1)
+            trajectory = (
+                shared[group] if shared else self.roll_out(GENERATOR, conditioning[group], random[group], stop - 1)
+            )
             loss = self.generator_loss(trajectory, stop, conditioning[group], random[group], self.draw_guidance(cycle))
             self.log_update(GENERATOR, stop, loss, self.update(GENERATOR, loss))
         self.update_ema()
@@ -201,18 +177,6 @@ class ACDMDModule(DistillationModule):
         self.log_dict({f"{role}/loss_segment_{stop}": loss.detach(), f"{role}/grad_norm_segment_{stop}": norm})
 
     # The losses -------------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def roll_out(self, conditioning: Conditioning, random: SampleRandom, steps: int) -> Trajectory:
-        """The generator's first `steps` steps, without gradient."""
-        shape = self.backbone.latent_shape()
-        return rollout(
-            lambda latents, sigma: self.velocity(GENERATOR, latents, sigma, conditioning),
-            random.normal("start", shape),
-            sigmas=self.sigmas[: steps + 1],
-            eta=self.sampler.eta,
-            step_noise=lambda step: random.normal(f"step {step}", shape),
-        )
 
     def renoise_from(self, start: Tensor, sigma_start: float, random: SampleRandom, purpose: str) -> Subinterval:
         """METHOD section 3.1."""
@@ -244,7 +208,7 @@ class ACDMDModule(DistillationModule):
                 interval.end,
                 sigma_start=sigma,
                 sigma_end=interval.sigma_end,
-                step_std=sigma * math.sin(self.sampler.eta * math.pi / 2),
+                step_std=cps_std(sigma_next=sigma, eta=self.sampler.eta),
                 step_noise=trajectory.noises[stop - 1],
                 noise=interval.noise,
             )

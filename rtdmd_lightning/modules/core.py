@@ -9,7 +9,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import lightning as L
@@ -25,40 +24,14 @@ from rtdmd_lightning.models import lora
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.models.lora import AdapterRoles, LoraSettings
 from rtdmd_lightning.models.sharding import shard
+from rtdmd_lightning.modules.settings import OptimizerSettings, SamplerSettings
 from rtdmd_lightning.objectives import guided_velocity
 from rtdmd_lightning.randomness import SampleRandom
 from rtdmd_lightning.sampling import rollout
-from rtdmd_lightning.structures import Conditioning
+from rtdmd_lightning.structures import Conditioning, Trajectory
 
 GENERATOR, FAKE_SCORE, TEACHER, EMA = "generator", "fake_score", "teacher", "generator_ema"
 SHARDED_KEY = "saved_under_fsdp2"
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """AdamW's numbers, and the gradient norm that is clipped to."""
-
-    learning_rate: float = 3e-5
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    eps: float = 1e-8
-    max_grad_norm: float = 1.0
-
-
-@dataclass(frozen=True)
-class SamplerSettings:
-    """The few-step sampler: raw timesteps (shifted by the backbone's own schedule) and the CPS stochasticity."""
-
-    steps: list[int] = field(default_factory=lambda: [1000, 750, 500, 250])
-    eta: float = 0.9
-
-    def __post_init__(self) -> None:
-        if not self.steps or sorted(set(self.steps), reverse=True) != self.steps or not 0 < self.steps[-1] <= 1000:
-            raise UserError(
-                f"model.sampler.steps must fall strictly from at most 1000 and stay above 0, not {self.steps}"
-            )
-        if not 0 <= self.eta <= 1:
-            raise UserError(f"model.sampler.eta must lie in [0, 1], not {self.eta}")
 
 
 class DistillationModule(L.LightningModule, ABC):
@@ -79,13 +52,13 @@ class DistillationModule(L.LightningModule, ABC):
         self,
         backbone: Backbone,
         batch_size: int,
-        sampler: SamplerSettings,
-        lora: LoraSettings,
-        generator_optimizer: OptimizerSettings,
-        fake_optimizer: OptimizerSettings,
-        ema_decay: float,
-        initial_adapter: str | None,
-        seed: int,
+        sampler: SamplerSettings = SamplerSettings(),
+        lora: LoraSettings = LoraSettings(),
+        generator_optimizer: OptimizerSettings = OptimizerSettings(),
+        fake_optimizer: OptimizerSettings = OptimizerSettings(),
+        ema_decay: float = 0.99,
+        initial_adapter: str | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -127,6 +100,9 @@ class DistillationModule(L.LightningModule, ABC):
         self.transformer = transformer
         self._configured = True
         stacks = {GENERATOR: (GENERATOR,), FAKE_SCORE: (FAKE_SCORE,), TEACHER: (), EMA: (EMA,)}
+        self._parameters_of = {
+            name: list(lora.adapter_parameters(transformer, name).values()) for name in (GENERATOR, FAKE_SCORE, EMA)
+        }
         self.roles = AdapterRoles(transformer, stacks, trainable=(GENERATOR, FAKE_SCORE))
         self.embed = PromptEmbedder(self.backbone)
         self.sigmas = self.backbone.sigmas(self.sampler.steps)
@@ -153,7 +129,7 @@ class DistillationModule(L.LightningModule, ABC):
 
     def parameters_of(self, adapter: str) -> list[torch.nn.Parameter]:
         assert self._configured, "configure_model() comes first"
-        return list(lora.adapter_parameters(self.transformer, adapter).values())
+        return self._parameters_of[adapter]
 
     # Evaluating -------------------------------------------------------------------------------------------------------
 
@@ -178,18 +154,23 @@ class DistillationModule(L.LightningModule, ABC):
         return guided_velocity(conditional, unconditional, guidance_scale=guidance_scale)
 
     @torch.no_grad()
-    def generate(self, prompts: list[str], indices: Sequence[int], *, seed: int, role: str = EMA) -> Tensor:
-        """Images `[B, 3, H, W]` in [0, 1] from the few-step student; sample i's noise depends on (seed, indices[i]) only."""
-        random = SampleRandom(seed, indices, self.device)
+    def roll_out(
+        self, role: str, conditioning: Conditioning, random: SampleRandom, steps: int | None = None
+    ) -> Trajectory:
+        """A role's first `steps` steps of the few-step sampler (all by default), without gradient."""
         shape = self.backbone.latent_shape()
-        conditioning = self.embed(prompts, self.device)
-        trajectory = rollout(
+        return rollout(
             lambda latents, sigma: self.velocity(role, latents, sigma, conditioning),
             random.normal("start", shape),
-            sigmas=self.sigmas,
+            sigmas=self.sigmas if steps is None else self.sigmas[: steps + 1],
             eta=self.sampler.eta,
             step_noise=lambda step: random.normal(f"step {step}", shape),
         )
+
+    @torch.no_grad()
+    def generate(self, prompts: list[str], indices: Sequence[int], *, seed: int, role: str = EMA) -> Tensor:
+        """Images `[B, 3, H, W]` in [0, 1] from the few-step student; sample i's noise depends on (seed, indices[i]) only."""
+        trajectory = self.roll_out(role, self.embed(prompts, self.device), SampleRandom(seed, indices, self.device))
         return self.backbone.decode(trajectory.samples).clamp(0, 1)
 
     def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:

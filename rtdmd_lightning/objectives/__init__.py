@@ -12,6 +12,7 @@ from rtdmd_lightning.objectives.ac_dmd import (
 from rtdmd_lightning.objectives.cps import (
     cps_log_prob,
     cps_mean_std,
+    cps_std,
     cps_step,
     posterior_step,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "consistency_target_level",
     "cps_log_prob",
     "cps_mean_std",
+    "cps_std",
     "cps_step",
     "distribution_matching_loss",
     "dynamic_shift_sigmas",

@@ -56,7 +56,7 @@ def main(
         TensorDataset(latents, module.tokenize(prompts)), teacher.BATCH_SIZE, shuffle=True, drop_last=True
     )
     scorer = teacher.ScoreTeacher(score_every)
-    fit(module, batches, run_dir / "teacher", teacher_steps, precision=precision, callbacks=[scorer], ema=True)
+    fit(module, batches, run_dir / "teacher", teacher_steps, precision=precision, callbacks=[scorer])
     save_folder(module.pipeline(), output)
 
 
@@ -66,9 +66,9 @@ def train_vae(images: torch.Tensor, run_dir: Path, steps: int) -> AutoencoderKL:
     return module.vae.eval()
 
 
-def fit(module, batches, run_dir: Path, steps: int, *, precision="32-true", callbacks=(), ema=False) -> None:
+def fit(module, batches, run_dir: Path, steps: int, *, precision="32-true", callbacks=()) -> None:
     """One resumable Lightning run of `steps` optimizer steps."""
-    checkpoints = ModelCheckpoint(run_dir, save_last=True, save_top_k=-1, every_n_train_steps=500)
+    checkpoints = ModelCheckpoint(run_dir, save_last=True, every_n_train_steps=500)
     trainer = L.Trainer(
         max_steps=steps,
         max_epochs=-1,

@@ -5,8 +5,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from rtdmd_lightning.shapes.checker import check
 from rtdmd_lightning.shapes.prompts import held_out_prompts
+from rtdmd_lightning.shapes.scoring import strict_scores, teacher_images
 from rtdmd_lightning.shapes.text import JOINT_WIDTH, MAX_PROMPT_TOKENS, build_text_encoder, build_tokenizer
 
 HIDDEN, HEAD_WIDTH, LAYERS = 192, 64, 5
@@ -137,25 +137,19 @@ class ScoreTeacher(L.Callback):
         self.every_n_steps = every_n_steps
         self.metadata = held_out_prompts(per_tag)
 
-    @torch.no_grad()
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
         if trainer.global_step % self.every_n_steps:
             return
-        pipeline = pl_module.pipeline()
-        pipeline.set_progress_bar_config(disable=True)
         prompts = [entry["prompt"] for entry in self.metadata]
         for name, steps, guidance_scale in (("28_steps_cfg", 28, 3.0), ("4_steps", 4, 1.0)):
-            images = pipeline(
+            images = teacher_images(
+                pl_module.pipeline(),
                 prompts,
-                num_inference_steps=steps,
+                steps=steps,
                 guidance_scale=guidance_scale,
                 max_sequence_length=T5_TOKENS,
-                generator=torch.Generator().manual_seed(0),
-                output_type="pt",
-            ).images
-            strict = torch.tensor([score.strict for score in check(images, self.metadata)]).float()
-            scores = {"all": strict.mean()}
-            for tag in dict.fromkeys(entry["tag"] for entry in self.metadata):
-                scores[tag] = strict[[entry["tag"] == tag for entry in self.metadata]].mean()
+                seed=0,
+            )
+            scores = strict_scores(images, self.metadata)
             pl_module.log_dict({f"eval/{name}/{tag}": score for tag, score in scores.items()})
-            print(trainer.global_step, name, {tag: round(float(score), 3) for tag, score in scores.items()}, flush=True)
+            print(trainer.global_step, name, {tag: round(score, 3) for tag, score in scores.items()}, flush=True)

@@ -11,15 +11,15 @@ KL_WEIGHT = 3e-4
 BATCH_SIZE = 32
 
 
-def build_vae() -> AutoencoderKL:
+def build_vae(channels: tuple[int, ...] = CHANNELS, norm_num_groups: int = 16) -> AutoencoderKL:
     """An untrained autoencoder: `[B, 3, 32, 32]` in [-1, 1] to `[B, 4, 8, 8]` and back."""
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * len(CHANNELS),
-        up_block_types=("UpDecoderBlock2D",) * len(CHANNELS),
-        block_out_channels=CHANNELS,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        block_out_channels=channels,
         layers_per_block=1,
         latent_channels=4,
-        norm_num_groups=16,
+        norm_num_groups=norm_num_groups,
         sample_size=IMAGE_SIZE,
         mid_block_add_attention=False,
         use_quant_conv=False,

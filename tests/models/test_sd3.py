@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from rtdmd_lightning.errors import UserError
-from rtdmd_lightning.modules.core import SamplerSettings
+from rtdmd_lightning.modules.settings import SamplerSettings
 from rtdmd_lightning.randomness import SampleRandom
 from tests.tiny import tiny_backbone, tiny_module
 

@@ -7,8 +7,8 @@ import torch
 
 from rtdmd_lightning import objectives
 from rtdmd_lightning.errors import UserError
-from rtdmd_lightning.modules.ac_dmd import Consistency
-from rtdmd_lightning.modules.core import FAKE_SCORE, GENERATOR, SamplerSettings
+from rtdmd_lightning.modules.core import FAKE_SCORE, GENERATOR
+from rtdmd_lightning.modules.settings import Consistency, SamplerSettings
 from rtdmd_lightning.randomness import SampleRandom
 from tests.tiny import tiny_module
 
@@ -25,12 +25,12 @@ def setting(folder, **options):
 @pytest.mark.parametrize("stop", [1, 2, 3, 4])
 def test_a_boundary_of_a_whole_trajectory_is_a_random_stop_rollout(tiny_folder, stop):
     module, conditioning, random = setting(tiny_folder)
-    whole = module.roll_out(conditioning, random, 4)
-    stopped = module.roll_out(conditioning, random, stop)
+    whole = module.roll_out(GENERATOR, conditioning, random, 4)
+    stopped = module.roll_out(GENERATOR, conditioning, random, stop)
     torch.testing.assert_close(whole.states[stop], stopped.samples)
     losses = [module.fake_score_loss(t, stop, conditioning, random, 0).item() for t in (whole, stopped)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    before = module.roll_out(conditioning, random, stop - 1)
+    before = module.roll_out(GENERATOR, conditioning, random, stop - 1)
     losses = [module.generator_loss(t, stop, conditioning, random, 3.0).item() for t in (whole, before)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
@@ -38,7 +38,7 @@ def test_a_boundary_of_a_whole_trajectory_is_a_random_stop_rollout(tiny_folder, 
 def test_the_last_step_of_the_generator_update_is_the_trajectorys(tiny_folder, monkeypatch):
     """With gradient, but the same sample: the generator's loss is taken at the very boundary that the rollout reached."""
     module, conditioning, random = setting(tiny_folder)
-    whole = module.roll_out(conditioning, random, 4)
+    whole = module.roll_out(GENERATOR, conditioning, random, 4)
     seen = {}
     original = module.renoise_from
     monkeypatch.setattr(module, "renoise_from", lambda start, *rest: seen.update(start=start) or original(start, *rest))
@@ -48,7 +48,7 @@ def test_the_last_step_of_the_generator_update_is_the_trajectorys(tiny_folder, m
 
 def test_dmd2_is_flow_matching_on_the_clean_prediction(tiny_folder, monkeypatch):
     module, conditioning, random = setting(tiny_folder, sub_interval=False, consistency=Consistency(weight=0))
-    trajectory = module.roll_out(conditioning, random, 4)
+    trajectory = module.roll_out(GENERATOR, conditioning, random, 4)
     clean = objectives.clean_from_velocity(trajectory.states[1], trajectory.velocities[1], sigma=module.sigmas[1])
     interval = module.renoise_from(clean, 0.0, random, "fake update 0")
     velocity = module.velocity(FAKE_SCORE, interval.end, interval.sigma_end, conditioning)
@@ -60,7 +60,7 @@ def test_dmd2_is_flow_matching_on_the_clean_prediction(tiny_folder, monkeypatch)
 
 def test_gradients_reach_the_role_that_is_updated_and_no_other(tiny_folder):
     module, conditioning, random = setting(tiny_folder)
-    trajectory = module.roll_out(conditioning, random, 4)
+    trajectory = module.roll_out(GENERATOR, conditioning, random, 4)
     for role, loss in (
         (FAKE_SCORE, module.fake_score_loss(trajectory, 2, conditioning, random, 0)),
         (GENERATOR, module.generator_loss(trajectory, 2, conditioning, random, 3.0)),
@@ -76,14 +76,14 @@ def test_rao_blackwell_target_lowers_the_fake_loss_of_the_first_segment(tiny_fol
     losses = {}
     for target in ("ambient", "rao_blackwell"):
         module, conditioning, random = setting(tiny_folder, fake_target=target, consistency=Consistency(weight=0))
-        trajectory = module.roll_out(conditioning, random, 4)
+        trajectory = module.roll_out(GENERATOR, conditioning, random, 4)
         losses[target] = module.fake_score_loss(trajectory, 1, conditioning, random, 0).item()
     assert losses["rao_blackwell"] < 0.2 * losses["ambient"]
 
 
 def test_the_two_branches_use_independent_noise_and_the_one_sample_form_is_a_square(tiny_folder):
     module, conditioning, random = setting(tiny_folder, consistency=Consistency(samples=1))
-    trajectory = module.roll_out(conditioning, random, 4)
+    trajectory = module.roll_out(GENERATOR, conditioning, random, 4)
     interval = module.renoise_from(trajectory.samples, 0.0, random, "x")
     velocity = module.velocity(FAKE_SCORE, interval.end, interval.sigma_end, conditioning)
     one = module.consistency_regulariser(interval, velocity, conditioning, random, "x")
@@ -100,7 +100,7 @@ def test_every_option_gives_finite_losses_at_every_stop(tiny_folder, option, sub
     module, conditioning, random = setting(
         tiny_folder, sub_interval=sub_interval, consistency=Consistency(transition=transition, moves=2), **option
     )
-    trajectory = module.roll_out(conditioning, random, 4)
+    trajectory = module.roll_out(GENERATOR, conditioning, random, 4)
     for stop in range(1, 5):
         assert torch.isfinite(module.fake_score_loss(trajectory, stop, conditioning, random, 0))
         assert torch.isfinite(module.generator_loss(trajectory, stop, conditioning, random, 3.0))

@@ -5,8 +5,9 @@ from collections import Counter
 import pytest
 import torch
 
-from rtdmd_lightning.modules.ac_dmd import Consistency, Update
+from rtdmd_lightning.modules.ac_dmd import Update
 from rtdmd_lightning.modules.core import FAKE_SCORE, GENERATOR, TEACHER
+from rtdmd_lightning.modules.settings import Consistency
 from rtdmd_lightning.randomness import SampleRandom
 from tests.tiny import tiny_module
 
@@ -30,7 +31,7 @@ class Counted:
         return 0.1 * latents.detach().clone().requires_grad_(torch.is_grad_enabled())
 
     def trajectory(self, steps=STEPS):
-        trajectory = self.module.roll_out(self.conditioning, self.random, steps)
+        trajectory = self.module.roll_out(GENERATOR, self.conditioning, self.random, steps)
         self.samples.clear(), self.passes.clear()
         return trajectory
 
@@ -38,7 +39,7 @@ class Counted:
 def test_a_rollout_costs_one_pass_per_executed_step(tiny_folder):
     for steps in (1, STEPS):
         counted = Counted(tiny_folder)
-        counted.module.roll_out(counted.conditioning, counted.random, steps)
+        counted.module.roll_out(GENERATOR, counted.conditioning, counted.random, steps)
         assert counted.samples == {GENERATOR: steps * BATCH}
 
 
