@@ -5,7 +5,10 @@ zeros that diffusers itself feeds when the T5 is dropped. That keeps the folder 
 `StableDiffusion3Pipeline.from_pretrained`, which insists on the part.
 """
 
+from itertools import pairwise
+
 import torch
+from tokenizers import pre_tokenizers
 from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
@@ -18,16 +21,37 @@ from transformers import (
 from rtdmd_lightning.shapes.prompts import TAGS, prompts
 
 MAX_PROMPT_TOKENS = 13
+SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>")
 ENCODER_WIDTH = 64
 JOINT_WIDTH = 2 * ENCODER_WIDTH
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """A BPE over the world's prompts in which every word of theirs is one token."""
-    corpus = (metadata["prompt"] for tag in TAGS for metadata in prompts(tag))
-    tokenizer = CLIPTokenizer().train_new_from_iterator(corpus, vocab_size=600)
-    tokenizer.model_max_length = MAX_PROMPT_TOKENS
-    return tokenizer
+    """A BPE in which every word of the world's prompts is one token.
+
+    Written down rather than trained: a trainer breaks ties in another way in every process, and a resumed teacher must find
+    its embeddings where it left them. Each word adds the merges that it still lacks. They rank below all earlier ones, so
+    the words before it are spelled as they were.
+    """
+    words = sorted({word for tag in TAGS for metadata in prompts(tag) for word in metadata["prompt"].split()})
+    ranks: dict[tuple[str, str], int] = {}
+    for word in words:
+        pieces = _merge([*word[:-1], word[-1] + "</w>"], ranks)
+        while len(pieces) > 1:
+            ranks[pieces[0], pieces[1]] = len(ranks)
+            pieces = [pieces[0] + pieces[1], *pieces[2:]]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*SPECIAL_TOKENS, *alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in ranks)]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    return CLIPTokenizer(vocab=vocabulary, merges=list(ranks), model_max_length=MAX_PROMPT_TOKENS)
+
+
+def _merge(pieces: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
+    """Byte-pair encoding of one word: merge the neighbours of the lowest rank until none has a rank."""
+    while known := [(ranks[pair], index) for index, pair in enumerate(pairwise(pieces)) if pair in ranks]:
+        _, index = min(known)
+        pieces = [*pieces[:index], pieces[index] + pieces[index + 1], *pieces[index + 2 :]]
+    return pieces
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
