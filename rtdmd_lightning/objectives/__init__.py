@@ -12,8 +12,8 @@ from rtdmd_lightning.objectives.ac_dmd import (
 from rtdmd_lightning.objectives.cps import (
     cps_log_prob,
     cps_mean_std,
-    cps_std,
     cps_step,
+    fresh_noise_share,
     posterior_step,
 )
 from rtdmd_lightning.objectives.dmd import (
@@ -50,7 +50,6 @@ __all__ = [
     "consistency_target_level",
     "cps_log_prob",
     "cps_mean_std",
-    "cps_std",
     "cps_step",
     "distribution_matching_loss",
     "dynamic_shift_sigmas",
@@ -58,6 +57,7 @@ __all__ = [
     "fake_score_weight",
     "flux2_mu",
     "flux_mu",
+    "fresh_noise_share",
     "group_advantages",
     "guided_velocity",
     "interpolate",

@@ -1,7 +1,6 @@
 """Coefficients-preserving sampling (CPS, arXiv 2509.05952): the student's stochastic step and its log-probability."""
 
 import math
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,12 +12,10 @@ from rtdmd_lightning.objectives.flow import (
     noise_from_velocity,
 )
 
-Level = TypeVar("Level", Tensor, float)
 
-
-def cps_std(*, sigma_next: Level, eta: float) -> Level:
-    """`std = σ'·sin(ηπ/2)` (METHOD section 1): of the fresh noise in a step to σ', of that level's own kind and shape."""
-    return sigma_next * math.sin(eta * math.pi / 2)
+def fresh_noise_share(eta: float) -> float:
+    """`sin(ηπ/2)`, in [0, 1]: the share of the noise at a level σ' that a CPS step draws afresh; its std is σ' times this."""
+    return math.sin(eta * math.pi / 2)
 
 
 def cps_mean_std(
@@ -33,7 +30,7 @@ def cps_mean_std(
     clean = clean_from_velocity(sample, velocity, sigma=sigma)
     noise = noise_from_velocity(sample, velocity, sigma=sigma)
     mean = (1 - level) * clean + level * math.cos(eta * math.pi / 2) * noise
-    return mean, cps_std(sigma_next=level, eta=eta)
+    return mean, level * fresh_noise_share(eta)
 
 
 def cps_step(
