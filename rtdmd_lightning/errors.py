@@ -37,7 +37,12 @@ def readable_errors() -> Iterator[None]:
 
 
 def _user_error_in(error: BaseException | None) -> BaseException | None:
-    """The error itself, or the one that it was raised from: jsonargparse wraps what a constructor raises in its own."""
-    while error is not None and not isinstance(error, (UserError, ArgumentError)):
+    """Of the error and those it was raised from: a `UserError`, or else the innermost that the parser raised.
+
+    jsonargparse wraps what it refuses, and what a constructor raises, in sentences that quote the whole configuration.
+    """
+    refused = None
+    while error is not None and not isinstance(error, UserError):
+        refused = error if isinstance(error, ArgumentError) else refused
         error = error.__cause__
-    return error
+    return error or refused

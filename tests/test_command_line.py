@@ -22,6 +22,7 @@ def refused(capsys, *arguments: str) -> str:
     assert exit_.value.code == 2
     sentences = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(sentences) == 1
+    assert "Union" not in sentences[0] and len(sentences[0]) < 400  # not the parser's dump of the whole configuration
     return sentences[0]
 
 
