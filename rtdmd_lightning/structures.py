@@ -1,36 +1,75 @@
 """The frozen dataclasses that travel between the parts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from rtdmd_lightning.objectives import clean_from_velocity
+
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What a backbone needs to know of B prompts: token embeddings `[B, N, D]` and pooled embeddings `[B, P]`."""
+    """What a backbone needs to know of B prompts.
+
+    Token embeddings `[B, N, D]`; pooled embeddings `[B, P]` where the family has them; the guidance input `[B]` where the
+    model was distilled with one and another than the backbone's own is wanted.
+    """
 
     embeds: Tensor
-    pooled: Tensor
+    pooled: Tensor | None = None
+    guidance: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.embeds)
 
     def __getitem__(self, index) -> "Conditioning":
-        return Conditioning(self.embeds[index], self.pooled[index])
+        return self._map(lambda tensor: tensor[index])
 
     def to(self, device: torch.device) -> "Conditioning":
-        return Conditioning(self.embeds.to(device), self.pooled.to(device))
+        return self._map(lambda tensor: tensor.to(device))
 
     def expand(self, count: int) -> "Conditioning":
         """One prompt's conditioning for `count` samples."""
         assert len(self) == 1, f"only a single prompt can be expanded, this holds {len(self)}"
-        return Conditioning(self.embeds.expand(count, -1, -1), self.pooled.expand(count, -1))
+        return self._map(lambda tensor: tensor.expand(count, *tensor.shape[1:]))
 
     @staticmethod
     def cat(parts: Sequence["Conditioning"]) -> "Conditioning":
-        return Conditioning(torch.cat([part.embeds for part in parts]), torch.cat([part.pooled for part in parts]))
+        """The prompts of all parts, which must agree in what they have."""
+        return Conditioning(
+            torch.cat([part.embeds for part in parts]),
+            _cat_optional([part.pooled for part in parts]),
+            _cat_optional([part.guidance for part in parts]),
+        )
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Conditioning":
+        pooled, guidance = (None if part is None else function(part) for part in (self.pooled, self.guidance))
+        return Conditioning(function(self.embeds), pooled, guidance)
+
+
+def _cat_optional(parts: Sequence[Tensor | None]) -> Tensor | None:
+    present = [part for part in parts if part is not None]
+    assert len(present) in (0, len(parts)), "some of the parts lack what the others have"
+    return torch.cat(present) if present else None
+
+
+@dataclass(frozen=True)
+class ExecutedStep:
+    """One sampler step of B samples: `velocity` at `state` and the fresh noise made `next_state`, at the lower level."""
+
+    sigma: float
+    sigma_next: float
+    state: Tensor
+    velocity: Tensor
+    noise: Tensor
+    next_state: Tensor
+
+    @property
+    def clean(self) -> Tensor:
+        """The step's prediction of the clean samples."""
+        return clean_from_velocity(self.state, self.velocity, sigma=self.sigma)
 
 
 @dataclass(frozen=True)
@@ -50,6 +89,16 @@ class Trajectory:
     def samples(self) -> Tensor:
         """The last state."""
         return self.states[-1]
+
+    def step(self, number: int) -> ExecutedStep:
+        """The step from `states[number]` to the next one."""
+        return ExecutedStep(
+            *self.sigmas[number : number + 2],
+            self.states[number],
+            self.velocities[number],
+            self.noises[number],
+            self.states[number + 1],
+        )
 
     def __getitem__(self, index) -> "Trajectory":
         """The trajectories of some of the samples."""

@@ -9,11 +9,12 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -25,7 +26,6 @@ from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.models.lora import AdapterRoles, LoraSettings
 from rtdmd_lightning.models.sharding import shard
 from rtdmd_lightning.modules.settings import OptimizerSettings, SamplerSettings
-from rtdmd_lightning.objectives import guided_velocity
 from rtdmd_lightning.randomness import SampleRandom
 from rtdmd_lightning.sampling import rollout
 from rtdmd_lightning.structures import Conditioning, Trajectory
@@ -43,7 +43,8 @@ class DistillationModule(L.LightningModule, ABC):
         sampler: the student's few-step sampler.
         lora: shape of the adapters.
         generator_optimizer, fake_optimizer: one AdamW each.
-        ema_decay: per generator update.
+        ema_decay: per update of the average.
+        ema_every: generator updates between two updates of the average.
         initial_adapter: a `generator_ema.pt` that the generator (and its EMA) start from, instead of the base.
         seed: of all noise and of every random choice (linked from `seed_everything`).
     """
@@ -57,6 +58,7 @@ class DistillationModule(L.LightningModule, ABC):
         generator_optimizer: OptimizerSettings = OptimizerSettings(),
         fake_optimizer: OptimizerSettings = OptimizerSettings(),
         ema_decay: float = 0.99,
+        ema_every: int = 1,
         initial_adapter: str | None = None,
         seed: int = 0,
     ) -> None:
@@ -70,15 +72,30 @@ class DistillationModule(L.LightningModule, ABC):
         self.generator_optimizer = generator_optimizer
         self.fake_optimizer = fake_optimizer
         self.ema_decay = ema_decay
+        self.ema_every = ema_every
         self.initial_adapter = initial_adapter
         self.seed = seed
         self.transformer: torch.nn.Module
+        self.generator_base: torch.nn.Module | None
         self._configured = False
 
     @property
     @abstractmethod
     def groups_per_step(self) -> int:
-        """How many batches of `batch_size` prompts one training step consumes."""
+        """How many batches of `batch_size` samples one training step consumes."""
+
+    @property
+    def images_per_prompt(self) -> int:
+        """How many consecutive samples share a prompt."""
+        return 1
+
+    def frozen_adapters(self) -> dict[str, str]:
+        """Adapters that lie frozen under the trained ones, from files: adapter name to path."""
+        return {}
+
+    def adapter_stacks(self) -> dict[str, tuple[str, ...]]:
+        """Which adapters are active together in which role."""
+        return {GENERATOR: (GENERATOR,), FAKE_SCORE: (FAKE_SCORE,), TEACHER: (), EMA: (EMA,)}
 
     # Building ---------------------------------------------------------------------------------------------------------
 
@@ -86,26 +103,41 @@ class DistillationModule(L.LightningModule, ABC):
         """Load the base, inject the adapters and shard, once: Lightning may call this again."""
         if self._configured:
             return
-        transformer = self.backbone.load()
+        self.transformer, self.generator_base = self.backbone.load(), self.backbone.load_generator_base()
+        stacks = self.adapter_stacks()
+        home = {adapter: self.base_of(role) for role, stack in stacks.items() for adapter in stack}
+        for name, path in self.frozen_adapters().items():
+            state = lora.read_adapter(path)
+            lora.add_adapter(home[name], name, self.lora.of_rank(lora.rank_of(state)), self.backbone.lora_targets)
+            lora.load_adapter_state_dict(home[name], name, state, source=path)
         for name in (GENERATOR, FAKE_SCORE, EMA):
-            lora.add_adapter(transformer, name, self.lora, self.backbone.lora_targets)
+            lora.add_adapter(home[name], name, self.lora, self.backbone.lora_targets)
         if self.initial_adapter is not None:
             state = lora.read_adapter(self.initial_adapter)
-            lora.load_adapter_state_dict(transformer, GENERATOR, state, source=self.initial_adapter)
-        initial = lora.adapter_state_dict(transformer, GENERATOR)
-        lora.load_adapter_state_dict(transformer, EMA, initial, source=GENERATOR)
+            lora.load_adapter_state_dict(home[GENERATOR], GENERATOR, state, source=self.initial_adapter)
+        initial = lora.adapter_state_dict(home[GENERATOR], GENERATOR)
+        lora.load_adapter_state_dict(home[EMA], EMA, initial, source=GENERATOR)
         if self._is_sharded:
             assert self.device_mesh is not None
-            shard(transformer, self.device_mesh["data_parallel"], self.backbone.block_classes)
-        self.transformer = transformer
+            for base in self.bases:
+                shard(base, self.device_mesh["data_parallel"], self.backbone.block_classes)
         self._configured = True
-        stacks = {GENERATOR: (GENERATOR,), FAKE_SCORE: (FAKE_SCORE,), TEACHER: (), EMA: (EMA,)}
         self._parameters_of = {
-            name: list(lora.adapter_parameters(transformer, name).values()) for name in (GENERATOR, FAKE_SCORE, EMA)
+            name: list(lora.adapter_parameters(home[name], name).values()) for name in (GENERATOR, FAKE_SCORE, EMA)
         }
-        self.roles = AdapterRoles(transformer, stacks, trainable=(GENERATOR, FAKE_SCORE))
+        self.roles = AdapterRoles(torch.nn.ModuleList(self.bases), stacks, trainable=(GENERATOR, FAKE_SCORE))
         self.embed = PromptEmbedder(self.backbone)
         self.sigmas = self.backbone.sigmas(self.sampler.steps)
+
+    @property
+    def bases(self) -> list[torch.nn.Module]:
+        return [self.transformer] if self.generator_base is None else [self.transformer, self.generator_base]
+
+    def base_of(self, role: str) -> torch.nn.Module:
+        """Teacher and fake score share a base; the generator's roles may have one of their own (METHOD section 4, FLUX.2)."""
+        if self.generator_base is None or role in (FAKE_SCORE, TEACHER):
+            return self.transformer
+        return self.generator_base
 
     @property
     def _is_sharded(self) -> bool:
@@ -113,7 +145,8 @@ class DistillationModule(L.LightningModule, ABC):
 
     def on_fit_start(self) -> None:
         self.backbone.to(self.device)
-        self.transformer.eval()
+        for base in self.bases:
+            base.eval()
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         return [
@@ -137,21 +170,17 @@ class DistillationModule(L.LightningModule, ABC):
         """One forward pass in a role; `sigma` is a number or `[B]`."""
         levels = torch.as_tensor(sigma, dtype=torch.float32, device=latents.device).expand(len(latents))
         with self.roles.role(role):
-            return self.backbone.velocity(self.transformer, latents, levels, conditioning)
+            return self.backbone.velocity(self.base_of(role), latents, levels, conditioning)
 
     @torch.no_grad()
     def teacher_velocity(
         self, latents: Tensor, sigma: Tensor | float, conditioning: Conditioning, guidance_scale: float
     ) -> Tensor:
-        """The frozen base with classifier-free guidance: both branches in one forward pass of 2B, one of B at scale 1."""
-        if guidance_scale == 1:
-            return self.velocity(TEACHER, latents, sigma, conditioning)
+        """The frozen base with guidance, as its family does it: classifier-free, or by an input of the model."""
         levels = torch.as_tensor(sigma, dtype=torch.float32, device=latents.device).expand(len(latents))
-        empty = self.embed([""], latents.device).expand(len(latents))
-        branches = Conditioning.cat([conditioning, empty])
-        both = self.velocity(TEACHER, torch.cat([latents, latents]), levels.repeat(2), branches)
-        conditional, unconditional = both.chunk(2)
-        return guided_velocity(conditional, unconditional, guidance_scale=guidance_scale)
+        velocity = partial(self.velocity, TEACHER)
+        empty = self.embed([""], latents.device)
+        return self.backbone.guided_velocity(velocity, latents, levels, conditioning, empty, guidance_scale)
 
     @torch.no_grad()
     def roll_out(
@@ -180,17 +209,38 @@ class DistillationModule(L.LightningModule, ABC):
     # Training ---------------------------------------------------------------------------------------------------------
 
     def update(self, role: str, loss: Tensor) -> Tensor:
-        """Back-propagate, clip and step one role's optimizer; returns the gradient norm before clipping.
+        """Back-propagate, clip and step one role's optimizer; returns the gradient norm before clipping."""
+        self.backward_in(role, loss)
+        return self.optimizer_step(role)
 
-        The backward pass runs in the role, since gradient checkpointing recomputes the forward pass with the adapters that
-        are active then.
-        """
+    def backward_in(self, role: str, loss: Tensor) -> None:
+        """Back-propagate in the role: gradient checkpointing recomputes the forward pass with the adapters active then."""
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the {role} loss is {loss.item()} at step {self.global_step}; nothing was updated"
             )
         with self.roles.role(role):
             self.manual_backward(loss)
+
+    @contextmanager
+    def without_gradient_sync(self) -> Iterator[None]:
+        """Backward passes in the body add up on each rank; the next one outside brings the sum of all of them together."""
+        if self._is_sharded:
+            for base in self.bases:
+                base.set_requires_gradient_sync(False)
+            try:
+                yield
+            finally:
+                for base in self.bases:
+                    base.set_requires_gradient_sync(True)
+        elif isinstance(self.trainer.strategy, ParallelStrategy):
+            with self.trainer.strategy.block_backward_sync():
+                yield
+        else:
+            yield
+
+    def optimizer_step(self, role: str) -> Tensor:
+        """Clip and step one role's optimizer on the gradients that it has; returns their norm before clipping."""
         settings = self.generator_optimizer if role == GENERATOR else self.fake_optimizer
         parameters = self.parameters_of(role)
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -206,7 +256,9 @@ class DistillationModule(L.LightningModule, ABC):
 
     @torch.no_grad()
     def update_ema(self) -> None:
-        """`ema <- decay * ema + (1 - decay) * generator`, over the adapter's parameters."""
+        """`ema <- decay * ema + (1 - decay) * generator`, over the adapter's parameters, every `ema_every` updates."""
+        if self.global_step % self.ema_every:
+            return
         for average, parameter in zip(self.parameters_of(EMA), self.parameters_of(GENERATOR), strict=True):
             average.lerp_(parameter, 1 - self.ema_decay)
 

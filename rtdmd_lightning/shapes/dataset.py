@@ -1,4 +1,8 @@
-"""Training pairs of the embedded world: random prompts of the training split, each with one picture of it."""
+"""Training pairs of the embedded world: random prompts of the training split, each with one picture of it.
+
+Some captions belong to another picture, as on the web. That is what makes the world need CFG: the conditional model rightly
+draws such strays too, and guidance away from the unconditional one removes them. Distillation has that gap to close.
+"""
 
 import numpy as np
 import torch
@@ -16,6 +20,7 @@ TAG_WEIGHTS = {
     "position": 0.25,
     "color_attr": 0.25,
 }
+CAPTION_NOISE = 0.15
 
 
 def sample_metadata(rng: np.random.Generator, count: int) -> list[dict]:
@@ -25,9 +30,15 @@ def sample_metadata(rng: np.random.Generator, count: int) -> list[dict]:
     return [by_tag[tag][rng.integers(len(by_tag[tag]))] for tag in tags]
 
 
-def sample_pairs(count: int, *, seed: int) -> tuple[torch.Tensor, list[str]]:
-    """`count` pairs: images `[N, 3, 32, 32]` uint8 and their prompts; the same ones for a seed."""
+def sample_pairs(count: int, *, seed: int, caption_noise: float = CAPTION_NOISE) -> tuple[torch.Tensor, list[str]]:
+    """`count` pairs: images `[N, 3, 32, 32]` uint8 and their prompts; the same ones for a seed.
+
+    `caption_noise` is the share of pairs whose prompts are dealt to one another.
+    """
     rng = np.random.default_rng(seed)
     metadata = sample_metadata(rng, count)
     images = render_batch([sample_scene(entry, rng) for entry in metadata])
-    return (images * 255).round().to(torch.uint8), [entry["prompt"] for entry in metadata]
+    prompts = np.array([entry["prompt"] for entry in metadata])
+    strays = rng.permutation(count)[: round(caption_noise * count)]
+    prompts[strays] = np.roll(prompts[strays], 1)
+    return (images * 255).round().to(torch.uint8), prompts.tolist()

@@ -126,13 +126,22 @@ def test_training_scenes_show_no_unseen_pair():
 
 
 def test_training_pairs_are_these_scenes_rendered():
-    images, prompts = sample_pairs(40, seed=3)
+    images, prompts = sample_pairs(40, seed=3, caption_noise=0.0)
     rng = np.random.default_rng(3)
     metadata = sample_metadata(rng, 40)
     expected = render_batch([sample_scene(entry, rng) for entry in metadata])
     assert prompts == [entry["prompt"] for entry in metadata]
     assert images.shape == (40, 3, IMAGE_SIZE, IMAGE_SIZE)
     np.testing.assert_array_equal(images.numpy(), (255 * expected).round().byte().numpy())
+
+
+def test_caption_noise_deals_that_share_of_the_prompts_to_other_pictures():
+    images, prompts = sample_pairs(400, seed=3, caption_noise=0.0)
+    noisy_images, noisy = sample_pairs(400, seed=3, caption_noise=0.25)
+    assert noisy_images.equal(images)
+    assert sorted(noisy) == sorted(prompts)
+    changed = sum(a != b for a, b in zip(noisy, prompts, strict=True))
+    assert 90 <= changed <= 100  # a prompt may be dealt to a picture of the same prompt
 
 
 def test_pairs_and_scenes_are_functions_of_the_seed():

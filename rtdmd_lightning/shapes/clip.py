@@ -1,0 +1,154 @@
+"""Reproduce `checkpoints/tiny-clip`: `python -m rtdmd_lightning.shapes.clip` (or `make tiny-clip`).
+
+A `CLIPModel` of the real class that knows the embedded world, trained on its pictures and their prompts; `clipscore` on it is
+the world's differentiable reward. Started again, the run goes on where it stopped. The result is a folder that
+`CLIPModel` and `CLIPProcessor` load; `retrieval.json` in it says how well it tells held-out prompts apart.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from jsonargparse import auto_cli
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision.transforms.functional import gaussian_blur
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+from rtdmd_lightning.errors import readable_errors
+from rtdmd_lightning.rewards.preprocess import ClipPreprocess
+from rtdmd_lightning.shapes.clip_pairs import Pairs, sample_pairs
+from rtdmd_lightning.shapes.clip_retrieval import retrieval_report
+from rtdmd_lightning.shapes.pretrain import fit
+from rtdmd_lightning.shapes.text import MAX_PROMPT_TOKENS, build_tokenizer
+from rtdmd_lightning.shapes.world import IMAGE_SIZE
+
+PATCH, WIDTH, VISION_LAYERS, TEXT_LAYERS, HEADS, JOINT = 8, 128, 4, 2, 4, 64
+TRAINING_PAIRS = 24_000
+BATCH_SIZE = 128
+MAX_LOGIT_SCALE = 100.0  # CLIP's own bound
+MAX_NOISE, MAX_BLUR = 0.06, 0.7  # a student's pictures are neither sharp nor clean
+
+
+def main(
+    output: Path = Path("checkpoints/tiny-clip"),
+    run_dir: Path = Path("runs/tiny-clip"),
+    steps: int = 3000,
+    pairs: int = TRAINING_PAIRS,
+    precision: str = "32-true",
+) -> None:
+    """Train, write the folder, then read it back and measure it.
+
+    Args:
+        output: folder to write.
+        run_dir: checkpoints and TensorBoard logs; delete it to start over.
+        steps: optimizer steps.
+        pairs: how many image-prompt pairs to render.
+        precision: Lightning precision of the run.
+    """
+    L.seed_everything(0)
+    module = ClipModule(steps)
+    fit(module, batches(module, sample_pairs(pairs, seed=0)), run_dir, steps, precision=precision)
+    save_folder(module, output)
+    report = retrieval_report(output)
+    (output / "retrieval.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+
+
+def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
+    """An untrained model for 32x32 pictures and the world's prompts."""
+    shared = {"num_attention_heads": HEADS, "hidden_size": WIDTH, "intermediate_size": 4 * WIDTH}
+    text = shared | {
+        "vocab_size": len(tokenizer),
+        "num_hidden_layers": TEXT_LAYERS,
+        "max_position_embeddings": MAX_PROMPT_TOKENS,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = shared | {"image_size": IMAGE_SIZE, "patch_size": PATCH, "num_hidden_layers": VISION_LAYERS}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=JOINT))
+
+
+def build_processor(tokenizer: CLIPTokenizer) -> CLIPProcessor:
+    side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    image_processor = CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=side)
+    return CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer)
+
+
+class ClipModule(L.LightningModule):
+    """CLIP's symmetric cross-entropy over a batch; AdamW with a one-cycle learning rate.
+
+    A picture may fulfil several prompts of its batch (`a red circle` and `a circle`); all of those are right, in equal shares.
+
+    Args:
+        steps: length of the run, for the learning rate.
+        learning_rate: its peak.
+    """
+
+    def __init__(self, steps: int, learning_rate: float = 1e-3) -> None:
+        super().__init__()
+        tokenizer = build_tokenizer()
+        self.processor = build_processor(tokenizer)
+        self.preprocess = ClipPreprocess.from_processor(self.processor.image_processor)
+        self.model = build_model(tokenizer)
+        self.steps = steps
+        self.learning_rate = learning_rate
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        pixels, tokens, content, fulfils = (part.flatten(0, 1) for part in batch)
+        images = augment(pixels.float() / 255)
+        output = self.model(input_ids=tokens, pixel_values=self.preprocess(images))
+        logits = output.logits_per_image.float()
+        right = fulfils[:, content].float()
+        loss = (share_loss(logits, right) + share_loss(logits.T, right.T)) / 2
+        best = logits.argmax(dim=1, keepdim=True)
+        accuracy = right.gather(1, best).mean()
+        scale = self.model.logit_scale.exp()
+        self.log_dict({"clip/loss": loss, "clip/accuracy": accuracy, "clip/scale": scale}, prog_bar=True)
+        return loss
+
+    def on_train_batch_end(self, outputs, batch, batch_idx: int) -> None:
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(max=float(torch.tensor(MAX_LOGIT_SCALE).log()))
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, self.steps, pct_start=0.05)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def share_loss(logits: Tensor, right: Tensor) -> Tensor:
+    """Cross-entropy of each row's softmax with equal shares over the columns that are right for it."""
+    return F.cross_entropy(logits, right / right.sum(dim=1, keepdim=True))
+
+
+def augment(images: Tensor) -> Tensor:
+    """`[B, 3, H, W]` in [0, 1]: pixel noise of a random strength for each picture, and half of the time a slight blur."""
+    strength = MAX_NOISE * torch.rand(len(images), 1, 1, 1, device=images.device)
+    if torch.rand(()) < 0.5:
+        images = gaussian_blur(images, kernel_size=[3, 3], sigma=[0.2 + (MAX_BLUR - 0.2) * float(torch.rand(()))] * 2)
+    return (images + strength * torch.randn_like(images)).clamp(0, 1)
+
+
+def batches(module: ClipModule, pairs: Pairs) -> DataLoader:
+    """Shuffled batches in which neighbours stay together."""
+    prompts = [entry["prompt"] for entry in pairs.metadata]
+    tokenizer = module.processor.tokenizer
+    tokens = tokenizer(prompts, padding="max_length", max_length=MAX_PROMPT_TOKENS, return_tensors="pt").input_ids
+    by_two = [part.unflatten(0, (-1, 2)) for part in (pairs.images, tokens, pairs.content, pairs.fulfils)]
+    return DataLoader(TensorDataset(*by_two), BATCH_SIZE // 2, shuffle=True, drop_last=True)
+
+
+def save_folder(module: ClipModule, output: Path) -> None:
+    """Model, tokenizer and image processor; the weights in float16 to halve the file."""
+    module.model.half().save_pretrained(output)
+    module.processor.save_pretrained(output)
+
+
+if __name__ == "__main__":
+    with readable_errors():
+        auto_cli(main, args=sys.argv[1:], exit_on_error=False)

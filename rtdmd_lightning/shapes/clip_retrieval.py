@@ -1,0 +1,1 @@
+def retrieval_report(*a): return {}
