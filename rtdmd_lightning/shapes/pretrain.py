@@ -1,6 +1,6 @@
 """Reproduce `checkpoints/tiny-sd3`: `python -m rtdmd_lightning.shapes.pretrain` (or `make teacher`).
 
-Two runs, autoencoder then teacher, each with its checkpoints under `runs/teacher`; started again, they go on where they
+Two runs, autoencoder then teacher (which learns from true captions first, then from noisy ones: see `dataset.py`), each with its checkpoints under `runs/teacher`; started again, they go on where they
 stopped. The result is a folder that `StableDiffusion3Pipeline.from_pretrained` loads.
 """
 
@@ -26,6 +26,7 @@ def main(
     run_dir: Path = Path("runs/teacher"),
     vae_steps: int = 2500,
     teacher_steps: int = 12_500,
+    noisy_steps: int = 2000,
     precision: str = "bf16-mixed",
     pairs: int = TRAINING_PAIRS,
     score_every: int = 2000,
@@ -37,14 +38,16 @@ def main(
         output: folder to write.
         run_dir: checkpoints and TensorBoard logs; delete it to start over.
         vae_steps: optimizer steps of the autoencoder.
-        teacher_steps: optimizer steps of the teacher.
+        teacher_steps: optimizer steps of the teacher on true captions.
+        noisy_steps: further steps on captions of which a share belongs to other pictures.
         precision: Lightning precision of the teacher's run; the autoencoder always trains in float32.
         pairs: how many image-prompt pairs to render.
         score_every: teacher steps between two scores on held-out prompts.
         compile: `torch.compile` the teacher's transformer: two minutes lost at the start, a fifth off every step.
     """
     L.seed_everything(0)
-    images, prompts = sample_pairs(pairs, seed=0)
+    images, prompts = sample_pairs(pairs, seed=0, caption_noise=0.0)
+    _, noisy_prompts = sample_pairs(pairs, seed=0)
     trained_vae = train_vae(images, run_dir / "vae", vae_steps)
     latents = vae.encode_all(trained_vae, images)
     vae.set_latent_statistics(trained_vae, latents)
@@ -52,11 +55,11 @@ def main(
     if compile:
         torch._dynamo.config.automatic_dynamic_shapes = False  # two prompt lengths: two fast graphs, not one slow one
         module.teacher.transformer.compile()
-    batches = DataLoader(
-        TensorDataset(latents, module.tokenize(prompts)), teacher.BATCH_SIZE, shuffle=True, drop_last=True
-    )
     scorer = teacher.ScoreTeacher(score_every)
-    fit(module, batches, run_dir / "teacher", teacher_steps, precision=precision, callbacks=[scorer])
+    for captions, last_step in ((prompts, teacher_steps), (noisy_prompts, teacher_steps + noisy_steps)):
+        pairs_of_tensors = TensorDataset(latents, module.tokenize(captions))
+        batches = DataLoader(pairs_of_tensors, teacher.BATCH_SIZE, shuffle=True, drop_last=True)
+        fit(module, batches, run_dir / "teacher", last_step, precision=precision, callbacks=[scorer])
     save_folder(module.pipeline(), output)
 
 
