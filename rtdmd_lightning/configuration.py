@@ -62,5 +62,5 @@ def expand_config_arguments(arguments: list[str]) -> list[str]:
         path = value if equals else next(rest, None)
         if not path:
             raise UserError("--config wants the path of a YAML file")
-        expanded.append(f"--config={yaml.safe_dump(compose(Path(path)))}")
+        expanded.append(f"--config={yaml.safe_dump(compose(Path(path)), sort_keys=False)}")
     return expanded

@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from rtdmd_lightning.configuration import expand_config_arguments
-from rtdmd_lightning.data import PromptDataModule
+from rtdmd_lightning.data import RolloutDataModule
 from rtdmd_lightning.errors import UserError, readable_errors
 from rtdmd_lightning.modules.core import SHARDED_KEY, DistillationModule
 
@@ -27,6 +27,7 @@ class FitCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("model.batch_size", "data.batch_size", apply_on="instantiate")
         parser.link_arguments("model.groups_per_step", "data.groups", apply_on="instantiate")
+        parser.link_arguments("model.images_per_prompt", "data.images_per_prompt", apply_on="instantiate")
 
 
 def parse(arguments: list[str]) -> FitCLI:
@@ -35,7 +36,7 @@ def parse(arguments: list[str]) -> FitCLI:
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
     return FitCLI(
         DistillationModule,
-        PromptDataModule,
+        RolloutDataModule,
         subclass_mode_model=True,
         args=expand_config_arguments(arguments),
         seed_everything_default=0,

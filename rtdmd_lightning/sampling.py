@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from rtdmd_lightning.objectives import cps_step
@@ -16,17 +17,27 @@ StepNoise = Callable[[int], Tensor]
 
 
 def rollout(
-    velocity: VelocityFunction, start: Tensor, *, sigmas: Sequence[float], eta: float, step_noise: StepNoise
+    velocity: VelocityFunction,
+    start: Tensor,
+    *,
+    sigmas: Sequence[float],
+    eta: float,
+    step_noise: StepNoise,
+    state_dtype: torch.dtype | None = None,
 ) -> Trajectory:
     """Execute one CPS step between each pair of neighbours in `sigmas`; one velocity call per step.
 
     `start` sits at `sigmas[0]`. A schedule that ends with 0 ends with clean samples; a shorter one ends at its last level.
+    With `state_dtype` every state is rounded to it on the way, so that storing it so loses nothing of the trajectory.
     """
-    states, velocities, noises = [start], [], []
+
+    def rounded(state: Tensor) -> Tensor:
+        return state if state_dtype is None else state.to(state_dtype).to(state.dtype)
+
+    states, velocities, noises = [rounded(start)], [], []
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         velocities.append(velocity(states[-1], sigma))
         noises.append(step_noise(step))
-        states.append(
-            cps_step(states[-1], velocities[-1], sigma=sigma, sigma_next=sigma_next, eta=eta, noise=noises[-1])
-        )
+        reached = cps_step(states[-1], velocities[-1], sigma=sigma, sigma_next=sigma_next, eta=eta, noise=noises[-1])
+        states.append(rounded(reached))
     return Trajectory(tuple(sigmas), tuple(states), tuple(velocities), tuple(noises))

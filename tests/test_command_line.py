@@ -7,12 +7,17 @@ import yaml
 
 from rtdmd_lightning import fit
 from rtdmd_lightning.configuration import compose
-from rtdmd_lightning.data import PromptDataModule
+from rtdmd_lightning.data import RolloutDataModule
 from rtdmd_lightning.errors import readable_errors
 from rtdmd_lightning.modules.core import DistillationModule
 from tests.tiny import REPOSITORY, run, write_config
 
-SHIPPED = sorted(path for path in (REPOSITORY / "configs").rglob("*.yaml") if path.name != "defaults.yaml")
+SHIPPED = sorted(
+    path
+    for stage in ("cold_start", "rtdmd")
+    for path in (REPOSITORY / "configs" / stage).glob("*.yaml")
+    if path.name != "defaults.yaml"
+)
 
 
 def refused(capsys, *arguments: str) -> str:
@@ -83,7 +88,7 @@ def test_every_shipped_config_parses_and_builds(path: Path, monkeypatch):
     if not prompts.startswith("shapes:"):  # the large sets' prompt files are the user's
         arguments += ["--data.prompts=shapes:train"]
     cli = fit.parse([*arguments, "--trainer.accelerator=cpu", "--trainer.devices=1"])
-    assert isinstance(cli.model, DistillationModule) and isinstance(cli.datamodule, PromptDataModule)
+    assert isinstance(cli.model, DistillationModule) and isinstance(cli.datamodule, RolloutDataModule)
     assert cli.datamodule.batch_size == cli.model.batch_size
     assert cli.datamodule.groups == cli.model.groups_per_step
 

@@ -1,21 +1,27 @@
-"""Writing the result of a run: the EMA generator's adapter, in the published format and for diffusers."""
+"""Writing the result of a run: the EMA generator's adapter, in the published format and for diffusers, and the fake score's."""
 
-import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
 import torch
 
+from rtdmd_lightning.adapters import Adapter, read, stack
+from rtdmd_lightning.adapters.reading import from_state_dict
+from rtdmd_lightning.adapters.writing import write_diffusers, write_published
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.models.lora import LoraSettings, adapter_state_dict
-from rtdmd_lightning.modules.core import EMA, DistillationModule
+from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE
+from rtdmd_lightning.modules.core import EMA, FAKE_SCORE, DistillationModule
 
 
 class ExportGenerator(L.Callback):
     """At the end of training, and every `every_n_updates` generator updates, write into `LOG_DIR/NAME/`:
 
-    * `generator_ema.pt`: a plain state dict of the adapter, keys as METHOD section 5 says;
-    * `pytorch_lora_weights.safetensors`: the same for `pipe.load_lora_weights(folder)` of diffusers.
+    * `generator_ema.pt`: a plain state dict of the trained adapter, keys as METHOD section 5 says;
+    * `fake_score.pt`: the fake score's in the same format, which stage 2 goes on from;
+    * `pytorch_lora_weights.safetensors`: all that the generator adds to its base, for `pipe.load_lora_weights(folder)` of
+      diffusers. In stage 2 that is the cold start and the trained adapter as one of both ranks.
     """
 
     def __init__(self, name: str, every_n_updates: int | None = None) -> None:
@@ -30,25 +36,25 @@ class ExportGenerator(L.Callback):
         self.write(trainer, pl_module)
 
     def write(self, trainer: L.Trainer, pl_module: DistillationModule) -> None:
-        state = adapter_state_dict(pl_module.transformer, EMA)  # on every rank: a sharded adapter is gathered by all
-        log_dir = trainer.log_dir  # a broadcast: every rank must ask
+        # On every rank: a sharded adapter is gathered by all, and trainer.log_dir is a broadcast.
+        trained = {role: adapter_state_dict(pl_module.base_of(role), role) for role in (EMA, FAKE_SCORE)}
+        log_dir = trainer.log_dir
         if trainer.is_global_zero and log_dir is not None:
-            folder = Path(log_dir) / self.name
-            write_adapter(state, folder, pl_module.backbone, pl_module.lora)
+            frozen, active = pl_module.frozen_adapters(), pl_module.adapter_stacks()[EMA]
+            beneath = [read(path) for name, path in frozen.items() if name in active]
+            folder, settings = Path(log_dir) / self.name, pl_module.lora
+            write_adapter(trained[EMA], folder, pl_module.backbone, settings, beneath)
+            write_published(from_state_dict(trained[FAKE_SCORE], settings.scale, FAKE_SCORE), folder, FAKE_SCORE_FILE)
 
 
-def write_adapter(state: dict[str, torch.Tensor], folder: Path, backbone: Backbone, settings: LoraSettings) -> None:
-    """Write both files, each under another name first, so that a reader never meets half a file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / "partial.pt"
-    torch.save(state, partial)
-    os.replace(partial, folder / "generator_ema.pt")
-    # Rank and alpha travel in the file's metadata; without them diffusers would assume alpha = rank.
-    metadata = {"r": settings.rank, "lora_alpha": settings.alpha, "target_modules": backbone.lora_targets}
-    backbone.pipeline_class.save_lora_weights(
-        folder,
-        transformer_lora_layers={key.replace(".default.", "."): tensor for key, tensor in state.items()},
-        transformer_lora_adapter_metadata=metadata,
-        weight_name="partial.safetensors",
-    )
-    os.replace(folder / "partial.safetensors", folder / "pytorch_lora_weights.safetensors")
+def write_adapter(
+    state: dict[str, torch.Tensor],
+    folder: Path,
+    backbone: Backbone,
+    settings: LoraSettings,
+    beneath: Sequence[Adapter] = (),
+) -> None:
+    """Write the generator's two files; a reader never meets half of one. `beneath` are the frozen adapters under it."""
+    adapter = from_state_dict(state, settings.scale, source=EMA)
+    write_published(adapter, folder)
+    write_diffusers(stack([*beneath, adapter]), folder, backbone.pipeline_class)

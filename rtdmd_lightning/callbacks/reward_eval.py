@@ -129,10 +129,10 @@ class RewardEvalCallback(L.Callback):
     def write(self, trainer: L.Trainer, log_dir: Path, scores: dict[str, Tensor], picture: Tensor) -> None:
         row = {"step": trainer.global_step, "training_seconds": round(self.training_seconds, 2)}
         row |= {name: round(float(score), 5) for name, score in scores.items()}
+        path = log_dir / "images" / f"step_{trainer.global_step:06d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
         with (log_dir / "eval.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
-        path = log_dir / "images" / f"step_{trainer.global_step:06d}.png"
-        path.parent.mkdir(exist_ok=True)
         save_image(picture, path)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

@@ -1,5 +1,5 @@
 """Prompts and what is made of them."""
 
-from rtdmd_lightning.data.stream import PromptDataModule
+from rtdmd_lightning.data.stream import RolloutDataModule
 
-__all__ = ["PromptDataModule"]
+__all__ = ["RolloutDataModule"]

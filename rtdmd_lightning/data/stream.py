@@ -21,18 +21,28 @@ class PromptBatch:
     metadata: list[dict]
     indices: list[int]
 
+    def __getitem__(self, part: slice) -> "PromptBatch":
+        return PromptBatch(self.prompts[part], self.metadata[part], self.indices[part])
+
+    def at(self, rows: list[int]) -> "PromptBatch":
+        """Some of its rows."""
+        return PromptBatch(*([column[row] for row in rows] for column in (self.prompts, self.metadata, self.indices)))
+
 
 class PromptStream(Dataset):
-    """Position p of the stream: passes over all prompts, one after the other, each in its own random order."""
+    """Position p of the stream: passes over all prompts, one after the other, each in its own random order.
 
-    def __init__(self, prompts: list[dict], seed: int) -> None:
-        self.prompts = prompts
+    Each prompt fills `repeats` positions in a row: the group that stage 2 compares.
+    """
+
+    def __init__(self, prompts: list[dict], seed: int, repeats: int = 1) -> None:
+        self.prompts, self.repeats = prompts, repeats
         self._order = lru_cache(maxsize=4)(
             lambda epoch: torch.randperm(len(prompts), generator=keyed_generator(seed, epoch, "prompt order")).tolist()
         )
 
     def __getitem__(self, position: int) -> tuple[int, dict]:
-        epoch, offset = divmod(position, len(self.prompts))
+        epoch, offset = divmod(position // self.repeats, len(self.prompts))
         return position, self.prompts[self._order(epoch)[offset]]
 
 
@@ -67,20 +77,30 @@ def collate(items: list[tuple[int, dict]]) -> PromptBatch:
     )
 
 
-class PromptDataModule(L.LightningDataModule):
-    """Training prompts for the distillation modules.
+class RolloutDataModule(L.LightningDataModule):
+    """The prompts that the modules roll out: a training step's groups of batches, the same ones on any number of processes.
 
     Args:
         prompts: where they are, see `load_prompts`.
-        batch_size: samples of one optimizer step over all processes (linked from the model).
+        batch_size: samples of one forward pass over all processes (linked from the model).
         groups: how many such batches one training step consumes (linked from the model).
+        images_per_prompt: how many samples in a row share a prompt (linked from the model). A group may span batches and
+            processes, but not training steps.
         seed: of the prompt order (linked from `seed_everything`).
     """
 
-    def __init__(self, prompts: str, batch_size: int = 1, groups: int = 1, seed: int = 0) -> None:
+    def __init__(
+        self, prompts: str, batch_size: int = 1, groups: int = 1, images_per_prompt: int = 1, seed: int = 0
+    ) -> None:
         super().__init__()
+        if (samples := batch_size * groups) % images_per_prompt:
+            raise UserError(
+                f"an epoch must hold whole groups of a prompt's images: {groups} batches x {batch_size} samples "
+                f"= {samples} is no multiple of model.images_per_prompt {images_per_prompt} "
+                f"({samples} / {images_per_prompt} = {samples / images_per_prompt:.2f} prompts)"
+            )
         self.batch_size, self.groups, self.seed = batch_size, groups, seed
-        self.stream = PromptStream(load_prompts(prompts), seed)
+        self.stream = PromptStream(load_prompts(prompts), seed, images_per_prompt)
 
     def train_dataloader(self) -> DataLoader:
         assert self.trainer is not None

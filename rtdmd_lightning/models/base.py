@@ -1,12 +1,17 @@
 """What the modules ask of a backbone family. One file a family implements it; nothing else knows a family's name."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from rtdmd_lightning.objectives import guided_velocity
 from rtdmd_lightning.structures import Conditioning
+
+Velocity = Callable[[Tensor, Tensor, Conditioning], Tensor]
+"""Latents `[B, ...]` at levels `[B]` with their conditioning to their velocity: one forward pass in some role."""
 
 
 class Backbone(ABC):
@@ -23,12 +28,19 @@ class Backbone(ABC):
     pipeline_class: ClassVar[Any]
     """The family's diffusers pipeline: it writes adapters in the form that its own `load_lora_weights` reads."""
 
+    transformer_class: ClassVar[Any]
+    """The pipeline's transformer."""
+
     block_classes: ClassVar[tuple[type[nn.Module], ...]]
     """The transformer's repeated blocks: the units of FSDP2 sharding."""
 
     @abstractmethod
     def load(self) -> nn.Module:
         """Read the weights and return the frozen transformer. Raises UserError for a folder that lacks a part."""
+
+    def load_generator_base(self) -> nn.Module | None:
+        """The frozen transformer that the generator and its EMA start from, where it is not the teacher's."""
+        return None
 
     @abstractmethod
     def to(self, device: torch.device) -> None:
@@ -43,12 +55,37 @@ class Backbone(ABC):
         """One sample's latent shape at the training resolution."""
 
     @abstractmethod
-    def sigmas(self, steps: list[int]) -> tuple[float, ...]:
+    def sigmas(self, steps: Sequence[float]) -> tuple[float, ...]:
         """Raw timesteps (1000 down to 0, exclusive) to shifted levels, with the final 0 (METHOD section 1)."""
+
+    def pipeline_sigmas(self, count: int) -> tuple[float, ...]:
+        """The levels that the family's diffusers pipeline itself uses for `count` steps, with the final 0."""
+        return self.sigmas([1000 * (count - step) / count for step in range(count)])
 
     @abstractmethod
     def velocity(self, transformer: nn.Module, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """Velocity of latents `[B, ...]` at levels `[B]`: one forward pass, float32 out."""
+
+    def guided_velocity(
+        self,
+        velocity: Velocity,
+        latents: Tensor,
+        sigma: Tensor,
+        conditioning: Conditioning,
+        empty: Conditioning,
+        guidance_scale: float,
+    ) -> Tensor:
+        """The teacher's velocity with guidance; `empty` is the conditioning of the one prompt "".
+
+        Classifier-free guidance: both branches in one forward pass of 2B, one of B at scale 1. A family whose model takes the
+        scale as an input overrides this.
+        """
+        if guidance_scale == 1:
+            return velocity(latents, sigma, conditioning)
+        branches = Conditioning.cat([conditioning, empty.expand(len(latents))])
+        both = velocity(torch.cat([latents, latents]), sigma.repeat(2), branches)
+        conditional, unconditional = both.chunk(2)
+        return guided_velocity(conditional, unconditional, guidance_scale=guidance_scale)
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:

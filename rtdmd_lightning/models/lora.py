@@ -28,9 +28,9 @@ class LoraSettings:
     alpha: int = 64
     seed: int = 0
 
-    def of_rank(self, rank: int) -> "LoraSettings":
-        """The same scale at another rank: what a file of that rank is read with, for it does not hold its alpha."""
-        return LoraSettings(rank, alpha=rank * self.alpha // self.rank, seed=self.seed)
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
 
 
 def add_adapter(transformer: nn.Module, name: str, settings: LoraSettings, targets: list[str]) -> None:
@@ -72,14 +72,6 @@ def read_adapter(path: str) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} is not a plain state dict of tensors")
     return state
-
-
-def rank_of(state: Mapping[str, Tensor]) -> int:
-    """The rank of an adapter in METHOD section 5's format. Raises UserError where it holds none, or several."""
-    ranks = {len(tensor) for path, tensor in state.items() if ".lora_A." in path}
-    if len(ranks) != 1:
-        raise UserError(f"an adapter of one rank is wanted, this state dict holds the ranks {sorted(ranks)}")
-    return ranks.pop()
 
 
 @torch.no_grad()

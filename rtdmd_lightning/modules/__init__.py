@@ -1,5 +1,6 @@
 """The LightningModules."""
 
 from rtdmd_lightning.modules.ac_dmd import ACDMDModule
+from rtdmd_lightning.modules.rtdmd import RTDMDModule
 
-__all__ = ["ACDMDModule"]
+__all__ = ["ACDMDModule", "RTDMDModule"]

@@ -18,16 +18,18 @@ from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from rtdmd_lightning import adapters
+from rtdmd_lightning.adapters.adapter import SCALE_KEY
 from rtdmd_lightning.data.embeddings import PromptEmbedder
 from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.models import lora
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.models.lora import AdapterRoles, LoraSettings
-from rtdmd_lightning.models.sharding import shard
+from rtdmd_lightning.models.sharding import set_gradient_sync, shard
 from rtdmd_lightning.modules.settings import OptimizerSettings, SamplerSettings
 from rtdmd_lightning.randomness import SampleRandom
-from rtdmd_lightning.sampling import rollout
+from rtdmd_lightning.sampling import StepNoise, rollout
 from rtdmd_lightning.structures import Conditioning, Trajectory
 
 GENERATOR, FAKE_SCORE, TEACHER, EMA = "generator", "fake_score", "teacher", "generator_ema"
@@ -90,7 +92,7 @@ class DistillationModule(L.LightningModule, ABC):
         return 1
 
     def frozen_adapters(self) -> dict[str, str]:
-        """Adapters that lie frozen under the trained ones, from files: adapter name to path."""
+        """Adapters that lie frozen under the trained ones: adapter name to a file in any format that `adapters.read` knows."""
         return {}
 
     def adapter_stacks(self) -> dict[str, tuple[str, ...]]:
@@ -107,9 +109,7 @@ class DistillationModule(L.LightningModule, ABC):
         stacks = self.adapter_stacks()
         home = {adapter: self.base_of(role) for role, stack in stacks.items() for adapter in stack}
         for name, path in self.frozen_adapters().items():
-            state = lora.read_adapter(path)
-            lora.add_adapter(home[name], name, self.lora.of_rank(lora.rank_of(state)), self.backbone.lora_targets)
-            lora.load_adapter_state_dict(home[name], name, state, source=path)
+            adapters.inject(home[name], name, adapters.read(path))
         for name in (GENERATOR, FAKE_SCORE, EMA):
             lora.add_adapter(home[name], name, self.lora, self.backbone.lora_targets)
         if self.initial_adapter is not None:
@@ -184,16 +184,26 @@ class DistillationModule(L.LightningModule, ABC):
 
     @torch.no_grad()
     def roll_out(
-        self, role: str, conditioning: Conditioning, random: SampleRandom, steps: int | None = None
+        self,
+        role: str,
+        conditioning: Conditioning,
+        random: SampleRandom,
+        steps: int | None = None,
+        step_noise: StepNoise | None = None,
+        state_dtype: torch.dtype | None = None,
     ) -> Trajectory:
-        """A role's first `steps` steps of the few-step sampler (all by default), without gradient."""
+        """A role's first `steps` steps of the few-step sampler (all by default), without gradient.
+
+        `step_noise` replaces each sample's own noise; see `rollout` for `state_dtype`.
+        """
         shape = self.backbone.latent_shape()
         return rollout(
             lambda latents, sigma: self.velocity(role, latents, sigma, conditioning),
             random.normal("start", shape),
             sigmas=self.sigmas if steps is None else self.sigmas[: steps + 1],
             eta=self.sampler.eta,
-            step_noise=lambda step: random.normal(f"step {step}", shape),
+            step_noise=step_noise or (lambda step: random.normal(f"step {step}", shape)),
+            state_dtype=state_dtype,
         )
 
     @torch.no_grad()
@@ -226,13 +236,11 @@ class DistillationModule(L.LightningModule, ABC):
     def without_gradient_sync(self) -> Iterator[None]:
         """Backward passes in the body add up on each rank; the next one outside brings the sum of all of them together."""
         if self._is_sharded:
-            for base in self.bases:
-                base.set_requires_gradient_sync(False)
+            set_gradient_sync(self.bases, False)
             try:
                 yield
             finally:
-                for base in self.bases:
-                    base.set_requires_gradient_sync(True)
+                set_gradient_sync(self.bases, True)
         elif isinstance(self.trainer.strategy, ParallelStrategy):
             with self.trainer.strategy.block_backward_sync():
                 yield
@@ -290,3 +298,4 @@ class DistillationModule(L.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[SHARDED_KEY] = self._is_sharded
+        checkpoint[SCALE_KEY] = self.lora.scale  # no reader could tell it from the adapters

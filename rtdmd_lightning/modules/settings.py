@@ -49,3 +49,43 @@ class Consistency:
     moves: int = 1
     transition: Literal["cps", "posterior"] = "cps"
     max_delta: int = 200
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """SubGRPO on the stochastic steps (METHOD section 4, items 2, 3 and 5).
+
+    weight: of the policy loss; 0 trains by back-propagation through the last step alone, without these steps' passes.
+    trained_steps: how many of the stochastic steps are trained per epoch, chosen at random; all of them is plain GRPO.
+    shared_noise: a stochastic step that is not chosen gives a whole prompt group the same noise.
+    clip_range: of the probability ratio. It is tuned to `cps_log_prob`'s scale.
+    advantage_clip: advantages beyond are cut.
+    global_std: divide a reward by its std over the epoch; without it, over the prompt group.
+    exact_log_prob: the Gaussian log density in place of METHOD's `-mean squared error` (the clip range then needs care).
+    kl_weight: pull of each trained step towards the stage-1 generator; 0 saves its passes.
+    """
+
+    weight: float = 1.0
+    trained_steps: int = 2
+    shared_noise: bool = True
+    clip_range: float = 1e-5
+    advantage_clip: float = 5.0
+    global_std: bool = True
+    exact_log_prob: bool = False
+    kl_weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class FinalStepSettings:
+    """The last, deterministic step, through which gradients pass (METHOD section 4, item 5).
+
+    matching_weight: of AC-DMD's generator loss; 0 saves the teacher's passes and the fake score's training with them.
+    reward_weight: of `relu(reward_ceiling - Σ_i w_i·r_i)` over the differentiable rewards; 0 saves its decoding.
+    reward_ceiling: samples whose weighted rewards exceed it are left in peace.
+    decode_chunk: images decoded and scored with gradient at once; each chunk is recomputed in the backward pass.
+    """
+
+    matching_weight: float = 1e-3
+    reward_weight: float = 1e-4
+    reward_ceiling: float = 3.0
+    decode_chunk: int = 4

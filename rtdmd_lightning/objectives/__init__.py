@@ -10,6 +10,7 @@ from rtdmd_lightning.objectives.ac_dmd import (
     renoise_level,
 )
 from rtdmd_lightning.objectives.cps import (
+    cps_kl,
     cps_log_prob,
     cps_mean_std,
     cps_step,
@@ -37,7 +38,9 @@ from rtdmd_lightning.objectives.flow import (
 from rtdmd_lightning.objectives.policy import (
     clipped_policy_loss,
     group_advantages,
+    leave_one_out_advantages,
     normalized_group_rewards,
+    reward_hinge_loss,
 )
 
 __all__ = [
@@ -48,6 +51,7 @@ __all__ = [
     "clipped_policy_loss",
     "consistency_loss",
     "consistency_target_level",
+    "cps_kl",
     "cps_log_prob",
     "cps_mean_std",
     "cps_step",
@@ -61,6 +65,7 @@ __all__ = [
     "group_advantages",
     "guided_velocity",
     "interpolate",
+    "leave_one_out_advantages",
     "noise_free_pair",
     "noise_from_velocity",
     "normalized_group_rewards",
@@ -69,5 +74,6 @@ __all__ = [
     "renoise",
     "renoise_level",
     "renoise_scale",
+    "reward_hinge_loss",
     "shift_sigmas",
 ]

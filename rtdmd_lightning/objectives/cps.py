@@ -75,6 +75,17 @@ def cps_log_prob(
     return log_density.flatten(1).sum(dim=1)
 
 
+def cps_kl(mean: Tensor, reference_mean: Tensor, *, std: Tensor | float, exact: bool = False) -> Tensor:
+    """KL divergence of two CPS steps of equal std, `[B]`, on the scale of `cps_log_prob` (METHOD section 4, item 5).
+
+    `mean_over_pixels((mean - reference_mean)²)`; with `exact` the Gaussians' own, `Σ (mean - reference_mean)² / (2·std²)`.
+    """
+    squared = (at_least_float32(mean) - at_least_float32(reference_mean)) ** 2
+    if not exact:
+        return squared.flatten(1).mean(dim=1)
+    return (squared / (2 * torch.as_tensor(std) ** 2)).flatten(1).sum(dim=1)
+
+
 def posterior_step(
     sample: Tensor, velocity: Tensor, *, sigma: Tensor | float, sigma_next: Tensor | float, noise: Tensor
 ) -> Tensor:

@@ -19,6 +19,33 @@ def normalized_group_rewards(reward: Tensor, prompts: Sequence[str], *, global_s
 
     Raises ValueError unless there is one prompt for each reward.
     """
+    centred, group, counts = _centred_by_group(reward, prompts)
+    if global_std:
+        std = reward.double().std(correction=0)
+    else:
+        variance = torch.zeros_like(counts).index_add_(0, group, centred**2) / counts
+        std = variance.sqrt()[group]
+    return centred / (std + STD_EPSILON)
+
+
+def leave_one_out_advantages(reward: Tensor, prompts: Sequence[str]) -> Tensor:
+    """`r_i` minus the mean of the *other* rewards of its group, `[N]` float64: the advantage that leaves no bias.
+
+    The group's mean holds r_i itself and so shrinks the policy gradient by (K-1)/K; any division by a std of the rewards
+    biases it further. The baseline here is independent of what sample i drew, also given noise that the whole group shares.
+
+    Raises ValueError unless there is one prompt for each reward and every group has at least two.
+    """
+    centred, group, counts = _centred_by_group(reward, prompts)
+    if bool((counts < 2).any()):
+        raise ValueError(
+            "a sample alone in its group has nothing to be compared with: sample each prompt twice or more"
+        )
+    return centred * (counts / (counts - 1))[group]
+
+
+def _centred_by_group(reward: Tensor, prompts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+    """`r - group_mean` in float64, the group of each sample, numbered from 0, and the size of each group."""
     if reward.shape != (len(prompts),):
         raise ValueError(
             f"rewards of shape {tuple(reward.shape)} for {len(prompts)} prompts: one number each is wanted"
@@ -28,13 +55,7 @@ def normalized_group_rewards(reward: Tensor, prompts: Sequence[str], *, global_s
     group = torch.tensor([names[prompt] for prompt in prompts], device=reward.device)
     counts = torch.bincount(group).to(reward.dtype)
     mean = torch.zeros_like(counts).index_add_(0, group, reward) / counts
-    centred = reward - mean[group]
-    if global_std:
-        std = reward.std(correction=0)
-    else:
-        variance = torch.zeros_like(counts).index_add_(0, group, centred**2) / counts
-        std = variance.sqrt()[group]
-    return centred / (std + STD_EPSILON)
+    return reward - mean[group], group, counts
 
 
 def group_advantages(
@@ -88,3 +109,11 @@ def clipped_policy_loss(
     ratio = torch.exp(at_least_float32(log_prob) - at_least_float32(old_log_prob))
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
     return torch.maximum(-advantages * ratio, -advantages * clipped).mean()
+
+
+def reward_hinge_loss(reward: Tensor, *, ceiling: float = 3.0) -> Tensor:
+    """`mean(relu(3.0 - Σ_i w_i·r_i))` of the weighted sums `[N]` (METHOD section 4, item 5); a scalar.
+
+    Its gradient is minus the mean reward's, except that samples above the ceiling are left in peace.
+    """
+    return torch.relu(ceiling - at_least_float32(reward)).mean()

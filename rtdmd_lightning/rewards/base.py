@@ -3,21 +3,39 @@
 from abc import ABC, abstractmethod
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Reward(ABC):
     """Scores images against their prompts.
 
-    `name` keys it in logs and results; `differentiable` says whether the score carries a gradient to the pixels.
+    A constructor only takes note of its arguments, so that a configuration can be read on a machine without the weights.
+    `load` reads them, once: the first `to` calls it, and whoever scores calls `to` first.
+
+    `name` keys it in logs and results; `differentiable` says whether the score carries a gradient to the pixels;
+    `reported_scale` is what tables multiply the score by, where the published figures are on another scale.
     """
 
     name: str
     differentiable: bool
+    reported_scale: float = 1.0
+    _loaded: bool = False
 
     @abstractmethod
     def score(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
         """`[B, 3, H, W]` images in [0, 1], their B prompts and GenEval-style metadata, to `[B]` float32 scores."""
 
-    def to(self, device: torch.device) -> None:  # noqa: B027 (a reward without weights has nothing to move)
-        """Move the reward's weights, if it has any."""
+    def load(self) -> None:  # noqa: B027 (a reward without weights has nothing to load)
+        """Read the weights, frozen and in eval mode, on the CPU. Raises UserError where they cannot be found."""
+
+    def networks(self) -> list[nn.Module]:
+        """What `to` moves: the networks that `load` made."""
+        return []
+
+    def to(self, device: torch.device) -> None:
+        """Load the weights unless that is done, and move them."""
+        if not self._loaded:
+            self.load()
+            self._loaded = True
+        for network in self.networks():
+            network.to(device)

@@ -5,6 +5,7 @@ Source: METHOD section 6. It is pure logic on `Detection`s, whoever found them.
 
 from dataclasses import dataclass
 
+from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.shapes.world import spatial_relations
 
 MAX_OBJECTS_PER_CLASS = 16
@@ -33,7 +34,9 @@ def geneval_score(detections: list[Detection], metadata: dict) -> GenEvalScore:
 
     The terms, per `include` entry, are METHOD section 6's: the count; a zero if the count is wrong and a colour or a
     position was asked for; else the share of right colours; then, if all of this entry was right so far, its position.
+    Raises UserError for metadata without entries, or with a position relative to an entry that does not come before.
     """
+    _check_include(metadata["include"])
     terms: list[float] = []
     strict = True
     matched: list[list[Detection] | None] = []
@@ -45,6 +48,16 @@ def geneval_score(detections: list[Detection], metadata: dict) -> GenEvalScore:
         strict &= right
         matched.append(found if right else None)
     return GenEvalScore(soft=sum(terms) / len(terms), strict=strict)
+
+
+def _check_include(include: list[dict]) -> None:
+    if not include:
+        raise UserError("GenEval metadata must include at least one object")
+    for index, entry in enumerate(include):
+        if "position" in entry and not 0 <= entry["position"][1] < index:
+            raise UserError(
+                f"GenEval metadata: the position {entry['position']} must point to an earlier entry of include"
+            )
 
 
 def _entry_terms(entry: dict, found: list[Detection], matched: list) -> tuple[list[float], bool]:

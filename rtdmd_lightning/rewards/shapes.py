@@ -3,12 +3,16 @@
 import torch
 from torch import Tensor
 
+from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.shapes.checker import check
 
 
 class ShapesReward(Reward):
-    """GenEval's soft score (mean of the terms), or with `strict` 1 where everything is exactly right and else 0."""
+    """GenEval's soft score (mean of the terms), or with `strict` 1 where everything is exactly right and else 0.
+
+    Scoring raises UserError for a prompt whose metadata lacks `include`, which is what the checker checks.
+    """
 
     differentiable = False
 
@@ -17,5 +21,11 @@ class ShapesReward(Reward):
         self.name = "shapes_strict" if strict else "shapes"
 
     def score(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
+        for prompt, entry in zip(prompts, metadata, strict=True):
+            if "include" not in entry:
+                raise UserError(
+                    f"{self.name}: the prompt {prompt!r} has no GenEval metadata ('include'); take its prompts from a jsonl "
+                    "file that has it, or from shapes:held_out:N"
+                )
         verdicts = check(images, metadata)
         return torch.tensor([float(v.strict) if self.strict else v.soft for v in verdicts], device=images.device)

@@ -46,6 +46,17 @@ def content_of(metadata: dict) -> int:
     return _content_numbers()[metadata["prompt"].partition(" of ")[2]]
 
 
+@cache
+def prompts_by_content(held_out: bool) -> list[list[dict]]:
+    """For every content its training (or held-out) prompts; none for what training never shows."""
+    wordings: list[list[dict]] = [[] for _ in all_contents()]
+    for tag in TAGS:
+        for metadata in prompts(tag):
+            if is_held_out(metadata) == held_out:
+                wordings[content_of(metadata)].append(metadata)
+    return wordings
+
+
 def neighbours(content: int) -> list[int]:
     """Contents of the same tag whose text has one word changed, or two swapped."""
     return _neighbours()[content]
@@ -61,7 +72,7 @@ def sample_pairs(count: int, *, seed: int) -> Pairs:
 
 def sample_neighbour(metadata: dict, rng: np.random.Generator, *, held_out: bool) -> dict:
     """A random training (or held-out) prompt of a random neighbouring content."""
-    choices = [found for other in neighbours(content_of(metadata)) if (found := _prompts_by_content(held_out)[other])]
+    choices = [found for other in neighbours(content_of(metadata)) if (found := prompts_by_content(held_out)[other])]
     wordings = choices[rng.integers(len(choices))]
     return wordings[rng.integers(len(wordings))]
 
@@ -98,16 +109,8 @@ def _one_change(content: dict, other: dict) -> bool:
     """One word replaced, or two words swapped, and not the same things in another order."""
     if content["tag"] != other["tag"] or sorted(map(repr, content["include"])) == sorted(map(repr, other["include"])):
         return False
-    words, others = (entry["prompt"].replace(" of", "").split() for entry in (content, other))  # left of, above: a word each
+    words, others = (
+        entry["prompt"].replace(" of", "").split() for entry in (content, other)
+    )  # left of, above: a word each
     differing = [(a, b) for a, b in zip(words, others, strict=True) if a != b]
     return len(differing) == 1 or (len(differing) == 2 and differing[0] == differing[1][::-1])
-
-
-@cache
-def _prompts_by_content(held_out: bool) -> list[list[dict]]:
-    wordings: list[list[dict]] = [[] for _ in all_contents()]
-    for tag in TAGS:
-        for metadata in prompts(tag):
-            if is_held_out(metadata) == held_out:
-                wordings[content_of(metadata)].append(metadata)
-    return wordings

@@ -6,7 +6,7 @@ import lightning as L
 import pytest
 from torch.utils.data import DataLoader
 
-from rtdmd_lightning.data import PromptDataModule
+from rtdmd_lightning.data import RolloutDataModule
 from rtdmd_lightning.data.stream import PromptStream, StepSampler, collate
 from rtdmd_lightning.errors import UserError
 
@@ -100,7 +100,7 @@ class OneRankOfTwo:
 
 def test_data_module_starts_at_the_trainers_step_and_rank(tmp_path):
     (tmp_path / "prompts.txt").write_text("\n".join(entry["prompt"] for entry in PROMPTS))
-    data = PromptDataModule(str(tmp_path / "prompts.txt"), batch_size=4, groups=2, seed=9)
+    data = RolloutDataModule(str(tmp_path / "prompts.txt"), batch_size=4, groups=2, seed=9)
     assert isinstance(data, L.LightningDataModule)
     data.trainer = OneRankOfTwo()
     batches = list(itertools.islice(data.train_dataloader(), 2))
@@ -111,7 +111,7 @@ def test_data_module_starts_at_the_trainers_step_and_rank(tmp_path):
 
 def test_data_module_refuses_an_indivisible_batch(tmp_path):
     (tmp_path / "prompts.txt").write_text("a dog")
-    data = PromptDataModule(str(tmp_path / "prompts.txt"), batch_size=3)
+    data = RolloutDataModule(str(tmp_path / "prompts.txt"), batch_size=3)
     data.trainer = OneRankOfTwo()
     with pytest.raises(UserError, match=r"3 / 2 = 1\.50"):
         data.train_dataloader()

@@ -2,6 +2,7 @@
 
 import pytest
 
+from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards.geneval_score import MAX_OBJECTS_PER_CLASS, Detection, GenEvalScore, geneval_score
 
 LEFT, MIDDLE, RIGHT = 5, 50, 95
@@ -153,3 +154,17 @@ def test_the_sixteen_most_confident_objects_count():
         assert score(detections, want("dog", 16, color="red")).strict
     doubtful = [seen("dog", "red", score=0.3)] * 16
     assert_wrong(score(doubtful + blue, want("dog", 16, color="red")), 1, 12 / 16)
+
+
+@pytest.mark.parametrize("target", [1, 2, -1])
+def test_a_position_must_point_to_an_earlier_entry(target):
+    """To itself, past the end and from the end: told, also where the count is off and the position is not looked at."""
+    include = want("cat"), want("dog", position=["left of", target])
+    for detections in ([seen("cat", x=RIGHT), seen("dog")], []):
+        with pytest.raises(UserError, match="must point to an earlier entry"):
+            score(detections, *include)
+
+
+def test_metadata_without_entries_are_told():
+    with pytest.raises(UserError, match="at least one object"):
+        score([seen("cat")])

@@ -1,0 +1,76 @@
+"""Adapters from any format to any other, several of them as one, or merged into their base.
+
+    python -m rtdmd_lightning.convert --adapters cold_start/generator_ema.pt rtdmd/generator_ema.pt \\
+        --base stabilityai/stable-diffusion-3.5-medium --to diffusers --out my_adapter
+
+Several adapters are taken as a stack, in order (METHOD section 5): the result is one adapter whose rank is the sum of theirs.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jsonargparse import ArgumentParser
+
+from rtdmd_lightning import adapters as lora
+from rtdmd_lightning.adapters import writing
+from rtdmd_lightning.adapters.reading import EMA
+from rtdmd_lightning.errors import UserError, readable_errors
+from rtdmd_lightning.models.families import family_of, load_transformer, skeleton
+
+
+def convert(
+    adapters: Sequence[str],
+    base: str,
+    to: Literal["published", "peft", "diffusers", "merged"],
+    out: Path,
+    role: str = EMA,
+    alpha: float | None = None,
+    merged_dtype: Literal["float32", "bfloat16"] = "float32",
+) -> Path:
+    """Read, check against the base, stack and write; returns the file that a reader looks for.
+
+    Args:
+        adapters: published `.pt` files, `.ckpt` checkpoints, PEFT folders or diffusers `.safetensors` files.
+        base: the diffusers folder or hub id that they were trained on; only its configuration is read, unless to merge.
+        to: a published state dict, a PEFT folder, a diffusers LoRA file, or a whole transformer with the adapters merged in.
+        out: the folder to write into.
+        role: which adapter of a checkpoint.
+        alpha: of every file read: checked where a file holds its alpha, used where it does not (instead of 2 x rank).
+        merged_dtype: of the merged transformer; bfloat16 is half the size and rounds the updates.
+    """
+    if not adapters:
+        raise UserError("--adapters wants at least one file or folder")
+    bare = skeleton(base)
+    read = [lora.read(path, role=role, alpha=alpha) for path in adapters]
+    for adapter in read:
+        lora.check_fit(adapter, bare)
+    whole = lora.stack(read)
+    if to == "merged":
+        transformer = load_transformer(base, getattr(torch, merged_dtype))
+        lora.merge(transformer, whole)
+        return writing.write_merged(transformer, out)
+    if to == "published":
+        return writing.write_published(whole, out)
+    if to == "peft":
+        return writing.write_peft(whole, out, base)
+    written = writing.write_diffusers(whole, out, family_of(base).pipeline_class)
+    writing.check_diffusers_reads_all(whole, out, bare)
+    return written
+
+
+def main(arguments: list[str]) -> None:
+    parser = ArgumentParser(prog="python -m rtdmd_lightning.convert", exit_on_error=False)
+    parser.add_argument(
+        "--adapters", nargs="+", type=str, required=True, help="files or folders, applied in this order"
+    )
+    parser.add_function_arguments(convert, skip={"adapters"})
+    written = convert(**parser.parse_args(arguments).as_dict())
+    print(f"written: {written}")
+
+
+if __name__ == "__main__":
+    with readable_errors():
+        main(sys.argv[1:])

@@ -1,0 +1,102 @@
+"""What lies between the phases of a reinforcement epoch: rollouts, rewards, advantages (METHOD section 4, items 1 to 3).
+
+The DataModule hands a training step the prompts of its whole epoch. The rollouts themselves are made inside that step rather
+than by the DataLoader: they need the generator's current weights, and so a step stays a function of (weights, step), which
+is what resuming and evaluating by step counts rely on.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from rtdmd_lightning.data.stream import PromptBatch
+from rtdmd_lightning.objectives import group_advantages
+from rtdmd_lightning.randomness import keyed_generator
+
+Scores = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One process's part of a micro-batch, B samples, kept on the CPU between the phases.
+
+    `states[k]` sits at level k of the schedule, in the dtype of storage; `log_probs` are `[K-1, B]`, of the stochastic steps
+    under the weights that took them; `rewards` are `[B]` each; `advantages` `[B]`.
+    """
+
+    batch: PromptBatch
+    states: tuple[Tensor, ...]
+    log_probs: Tensor
+    rewards: Scores
+    advantages: Tensor
+
+
+def shared_noise(prompts: Sequence[str], shape: Sequence[int], *, seed: int, epoch: int, step: int) -> Tensor:
+    """SubGRPO's noise of a step that is not trained, `[B, *shape]`: a function of (seed, prompt, step, epoch) alone."""
+    of_prompt = {
+        prompt: torch.randn(*shape, generator=keyed_generator(seed, epoch, f"shared step {step} of {prompt}"))
+        for prompt in dict.fromkeys(prompts)
+    }
+    return torch.stack([of_prompt[prompt] for prompt in prompts])
+
+
+def collect(
+    batches: Iterable[PromptBatch],
+    roll_out: Callable[[PromptBatch], tuple[tuple[Tensor, ...], Tensor, Tensor]],
+    score: Callable[[Tensor, PromptBatch], Scores],
+) -> list[Rollout]:
+    """Roll out every batch and score its images; a batch is scored while the next one is rolled out.
+
+    `roll_out` gives the states, their log-probabilities and the images; what `score` raises is raised here. The advantages
+    are zeros until `with_advantages`.
+    """
+    pending: list[tuple[PromptBatch, tuple[Tensor, ...], Tensor, Future[Scores]]] = []
+    with ThreadPoolExecutor(max_workers=1) as scorer:
+        for batch in batches:
+            if pending and pending[-1][-1].done():
+                pending[-1][-1].result()  # a reward that failed stops the run now, not after the remaining rollouts
+            states, log_probs, images = roll_out(batch)
+            pending.append((batch, states, log_probs, scorer.submit(score, images, batch)))
+    return [
+        Rollout(
+            batch,
+            states,
+            log_probs,
+            rewards={name: values.cpu() for name, values in future.result().items()},
+            advantages=torch.zeros(len(batch.prompts)),
+        )
+        for batch, states, log_probs, future in pending
+    ]
+
+
+def with_advantages(
+    rollouts: Sequence[Rollout],
+    weights: Mapping[str, float],
+    *,
+    images_per_prompt: int,
+    global_std: bool,
+    gather: Callable[[Tensor], Tensor],
+) -> tuple[list[Rollout], Scores]:
+    """The rollouts with their advantages among the samples of all processes, and all processes' rewards by name.
+
+    `gather` brings a `[N]` tensor of every process together as `[processes * N]`. A sample's group is told by its global
+    index, of which `images_per_prompt` in a row share a prompt.
+    """
+    indices = torch.tensor([index for rollout in rollouts for index in rollout.batch.indices])
+    everyones = gather(indices).tolist()
+    rewards = {
+        name: gather(torch.cat([rollout.rewards[name] for rollout in rollouts])).cpu() for name in rollouts[0].rewards
+    }
+    pulling = {name: weight for name, weight in weights.items() if weight != 0}
+    groups = [str(index // images_per_prompt) for index in everyones]
+    advantages = group_advantages(
+        {name: rewards[name] for name in pulling}, groups, pulling, global_std=global_std
+    ).float()
+    of_index = dict(zip(everyones, advantages.tolist(), strict=True))
+    return [
+        replace(rollout, advantages=torch.tensor([of_index[index] for index in rollout.batch.indices]))
+        for rollout in rollouts
+    ], rewards

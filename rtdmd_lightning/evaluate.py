@@ -1,0 +1,134 @@
+"""Compare models: `python -m rtdmd_lightning.evaluate --config configs/evaluate/tiny_sd3.yaml [--output=… --trainer.…]`.
+
+Every entry (a base, adapters, a sampler) draws every prompt set from noise that belongs to seed and prompt; the set's rewards
+score the images. Into the output folder go `images/`, `results.json`, `results.md` and `report.html`. Images that are there
+are not drawn again. `--entries.NAME.steps=8` and the like override the config; `--help` lists every option.
+"""
+
+import gc
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import PositiveInt
+from lightning import Trainer
+
+from rtdmd_lightning.configuration import expand_config_arguments
+from rtdmd_lightning.data.prompts import load_prompts
+from rtdmd_lightning.errors import readable_errors
+from rtdmd_lightning.evaluation.images import write_text
+from rtdmd_lightning.evaluation.plan import ImageTask, in_batches, plan_images, settings_digest
+from rtdmd_lightning.evaluation.predict import DrawImages, ScoreImages
+from rtdmd_lightning.evaluation.report import write_report
+from rtdmd_lightning.evaluation.results import Results, SetResult, write_results
+from rtdmd_lightning.evaluation.settings import Entry, Gallery, PromptSet, check_settings
+from rtdmd_lightning.evaluation.tables import to_markdown
+from rtdmd_lightning.rewards.base import Reward
+
+Images = dict[str, dict[str, list[ImageTask]]]
+"""By entry and prompt set."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to compare, on what, and where to write it.
+
+    entries: by the names they have in the tables.
+    sets: prompt sets with their rewards, by name.
+    baseline: the entry that the others are compared with.
+    output: the folder that everything is written into.
+    batch_size: images drawn, or scored, at once on each process.
+    gallery: how many images the report shows, and how large.
+    """
+
+    entries: dict[str, Entry]
+    sets: dict[str, PromptSet]
+    baseline: str
+    output: Path
+    batch_size: PositiveInt = 16  # type: ignore[valid-type]
+    gallery: Gallery = field(default_factory=Gallery)
+
+    def __post_init__(self) -> None:
+        check_settings(self.entries, self.sets, self.baseline)
+
+
+def parse(arguments: list[str]) -> tuple[Evaluation, Trainer, dict[str, Any]]:
+    """The evaluation and the trainer that a command line describes, and the entries as they stand in the config."""
+    parser = ArgumentParser(prog="python -m rtdmd_lightning.evaluate", description=__doc__, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file; several are merged, the last one wins")
+    parser.add_class_arguments(Evaluation)
+    parser.add_class_arguments(Trainer, "trainer")
+    parser.set_defaults({"trainer.use_distributed_sampler": False})
+    config = parser.parse_args(expand_config_arguments(arguments))
+    made = parser.instantiate(config)
+    evaluation = Evaluation(**{option.name: made[option.name] for option in fields(Evaluation)})
+    return evaluation, made.trainer, config.clone().as_dict()["entries"]
+
+
+def plan(evaluation: Evaluation, entries: dict[str, Any]) -> Images:
+    """Every image that the evaluation wants; `entries` are their settings as in the config."""
+    prompts = {name: load_prompts(prompt_set.prompts) for name, prompt_set in evaluation.sets.items()}
+    folder = evaluation.output / "images"
+    return {name: plan_images(folder, name, settings_digest(entries[name]), prompts) for name in evaluation.entries}
+
+
+def draw(evaluation: Evaluation, images: Images, trainer: Trainer) -> None:
+    """Draw the images that are missing, one entry after the other."""
+    for name, entry in evaluation.entries.items():
+        tasks = [task for of_set in images[name].values() for task in of_set]
+        batches = in_batches(tasks, evaluation.batch_size)
+        trainer.predict(DrawImages(f"drawing {name}", batches, entry.model(), entry.seed), return_predictions=False)
+        gc.collect()  # the next model wants the memory
+    trainer.strategy.barrier()  # a process scores images that others have drawn
+
+
+def score(
+    evaluation: Evaluation, reward: Reward, name: str, images: Images, trainer: Trainer
+) -> dict[str, list[float]]:
+    """One reward's scores of the images of one prompt set, by entry; the same on every process."""
+    tasks = {entry: images[entry][name] for entry in images}
+    # A batch never spans two entries: their images may differ in size.
+    batches = [batch for of_entry in tasks.values() for batch in in_batches(of_entry, evaluation.batch_size)]
+    module = ScoreImages(f"{name}: {reward.name}", batches, reward)
+    trainer.predict(module, return_predictions=False)
+    gc.collect()
+    scores = iter(module.table.to(trainer.strategy.root_device).compute().tolist())
+    return {entry: [next(scores) for _ in of_entry] for entry, of_entry in tasks.items()}
+
+
+def collect(evaluation: Evaluation, name: str, images: Images, trainer: Trainer) -> SetResult:
+    """Score one prompt set with all its rewards."""
+    prompt_set = evaluation.sets[name]
+    by_reward = {reward.name: score(evaluation, reward, name, images, trainer) for reward in prompt_set.rewards}
+    return SetResult(
+        source=prompt_set.prompts,
+        metadata=[task.metadata for task in next(iter(images.values()))[name]],
+        files={
+            entry: [task.path.relative_to(evaluation.output) for task in of_set[name]]
+            for entry, of_set in images.items()
+        },
+        scores={entry: {reward: scores[entry] for reward, scores in by_reward.items()} for entry in images},
+    )
+
+
+def main(arguments: list[str]) -> Results:
+    """Draw, score, write and print."""
+    evaluation, trainer, entries = parse(arguments)
+    images = plan(evaluation, entries)
+    draw(evaluation, images, trainer)
+    sets = {name: collect(evaluation, name, images, trainer) for name in evaluation.sets}
+    results = Results(entries, evaluation.baseline, sets)
+    if trainer.is_global_zero:
+        markdown = to_markdown(results)
+        write_results(results, evaluation.output / "results.json")
+        write_text(markdown, evaluation.output / "results.md")
+        report = write_report(results, evaluation.output, evaluation.gallery)
+        print(f"{markdown}\nthe images side by side: {report}")
+    return results
+
+
+if __name__ == "__main__":
+    with readable_errors():
+        main(sys.argv[1:])

@@ -1,0 +1,43 @@
+"""Images on the disk: lossless, and either whole or absent."""
+
+import base64
+import io
+import os
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+
+
+def write_image(image: Tensor, path: Path) -> None:
+    """`[3, H, W]` in [0, 1] to a PNG of 8 bits a channel."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    pixels = (image.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+    to_pil_image(pixels).save(partial, format="PNG")
+    os.replace(partial, path)
+
+
+def read_image(path: Path) -> Tensor:
+    """`[3, H, W]` float32 in [0, 1]."""
+    with Image.open(path) as image:
+        return pil_to_tensor(image).float() / 255
+
+
+def write_text(text: str, path: Path) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def data_uri(path: Path, side: int) -> str:
+    """The image for embedding in a page: the file itself, or a smaller JPEG where it is larger than `side` pixels."""
+    with Image.open(path) as image:
+        if max(image.size) <= side:
+            return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        image.save(buffer, format="JPEG", quality=88)
+        return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

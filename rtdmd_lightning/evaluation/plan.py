@@ -1,0 +1,90 @@
+"""Which images an evaluation wants, and under which name each of them lies on the disk.
+
+An image's name holds a digest of all that made it: model, adapters, sampler, seed, prompt and its index. So an image that is
+there is the right one, whatever was changed in the config since, and none is drawn twice.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SAMPLED_BYTES = 65_536
+
+
+@dataclass(frozen=True)
+class ImageTask:
+    """One image: its prompt's metadata, its index in the prompt set (the noise is a function of it) and its file."""
+
+    index: int
+    metadata: dict[str, Any]
+    path: Path
+
+    @property
+    def prompt(self) -> str:
+        return self.metadata["prompt"]
+
+
+def plan_images(
+    folder: Path, entry: str, entry_digest: str, prompt_sets: Mapping[str, list[dict]]
+) -> dict[str, list[ImageTask]]:
+    """The images of one entry, by prompt set, in the order of the prompts."""
+    return {
+        name: [
+            ImageTask(index, metadata, folder / slug(entry) / slug(name) / _file_name(entry_digest, index, metadata))
+            for index, metadata in enumerate(prompts)
+        ]
+        for name, prompts in prompt_sets.items()
+    }
+
+
+def in_batches(tasks: list[ImageTask], batch_size: int) -> list[list[ImageTask]]:
+    """Cut once, whatever the number of processes: an image's last bits depend on the batch that it is computed in."""
+    return [tasks[start : start + batch_size] for start in range(0, len(tasks), batch_size)]
+
+
+def settings_digest(settings: Mapping[str, Any]) -> str:
+    """Digest of an entry as it stands in the config, with the contents of every file and folder that it names."""
+    contents = {text: content_digest(Path(text)) for text in _texts(settings) if Path(text).exists()}
+    return _digest(json.dumps([settings, contents], sort_keys=True).encode())
+
+
+def content_digest(path: Path) -> str:
+    """Digest of a file, or of all files of a folder, without reading gigabytes.
+
+    Size and both ends of each file: retrained weights differ in nearly every byte.
+    """
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    parts = []
+    for file in files:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            head = stream.read(SAMPLED_BYTES)
+            stream.seek(max(0, size - SAMPLED_BYTES))
+            parts += [f"{file.relative_to(path)} {size} ".encode(), head, stream.read()]
+    return _digest(b"".join(parts))
+
+
+def slug(name: str) -> str:
+    """A name as a folder."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "_"
+
+
+def _file_name(entry_digest: str, index: int, metadata: dict[str, Any]) -> str:
+    made_of = f"{entry_digest}/{index}/{metadata['prompt']}"
+    return f"{index:05d}-{_digest(made_of.encode())}.png"
+
+
+def _texts(value: Any) -> set[str]:
+    if isinstance(value, Mapping):
+        return set().union(*map(_texts, value.values()))
+    if isinstance(value, list):
+        return set().union(*map(_texts, value))
+    return {value} if isinstance(value, str) and value else set()
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=6).hexdigest()

@@ -1,0 +1,83 @@
+"""What an evaluation compares, as it stands in a config."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.inference import METHOD_STEPS, InferenceModel
+from rtdmd_lightning.models.base import Backbone
+from rtdmd_lightning.rewards.base import Reward
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model and how it is sampled.
+
+    backbone: the base model.
+    adapters: files or folders of adapters, applied in this order, each on top of those before it.
+    steps: the raw timesteps, or a number N for the schedule that the family's own pipeline uses for N steps.
+    guidance_scale: of CFG; 1 is without.
+    eta: stochasticity of the CPS sampler; 0 is the Euler ODE step.
+    seed: entries of the same seed draw a prompt from the same noise.
+    """
+
+    backbone: Backbone
+    adapters: list[str] = field(default_factory=list)
+    steps: int | list[int] = field(default_factory=lambda: list(METHOD_STEPS))
+    guidance_scale: float = 1.0
+    eta: float = 0.9
+    seed: int = 0
+
+    def model(self) -> InferenceModel:
+        """A model of its own, not loaded yet; it can be dropped with all its weights. Raises UserError for bad settings."""
+        return InferenceModel(copy.copy(self.backbone), self.adapters, self.steps, self.guidance_scale, self.eta)
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts and the rewards that score the images drawn for them.
+
+    prompts: where they are, see `rtdmd_lightning.data.prompts.load_prompts`.
+    rewards: their names must differ.
+    """
+
+    prompts: str
+    rewards: list[Reward]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What of the images the report shows.
+
+    prompts: at most so many of every set, spread evenly over it.
+    side: images that are larger, in pixels, are shown smaller (and as JPEG; smaller ones stay as they are).
+    """
+
+    prompts: int = 200
+    side: int = 320
+
+
+def check_settings(entries: dict[str, Entry], sets: dict[str, PromptSet], baseline: str) -> None:
+    """Refuse what would only fail after hours of drawing. Raises UserError."""
+    if not entries or not sets:
+        raise UserError("an evaluation wants at least one entry under 'entries' and one prompt set under 'sets'")
+    if baseline not in entries:
+        raise UserError(f"the baseline {baseline!r} is not one of the entries: {_quoted(entries)}")
+    for name, prompt_set in sets.items():
+        rewards = [reward.name for reward in prompt_set.rewards]
+        if not rewards or len(set(rewards)) != len(rewards):
+            raise UserError(f"the rewards of the set {name!r} must be named and differ, not {rewards}")
+    for name, entry in entries.items():
+        try:
+            entry.model()
+        except UserError as error:
+            raise UserError(f"the entry {name!r}: {error}") from error
+        for adapter in entry.adapters:
+            if not Path(adapter).exists():
+                raise UserError(f"the adapter {adapter} does not exist (wanted by the entry {name!r})")
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in names)

@@ -1,0 +1,54 @@
+"""Means, their standard errors, and differences between entries that drew the same prompts from the same noise."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its standard error (NaN for a single value)."""
+
+    mean: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference and its confidence interval (NaN for a single pair)."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def estimate(scores: Sequence[float]) -> Estimate:
+    """Of N scores: their mean, and s / sqrt(N) with the unbiased s."""
+    return Estimate(float(np.mean(scores)), float(stats.sem(scores)) if len(scores) > 1 else math.nan)
+
+
+def paired_difference(scores: Sequence[float], baseline: Sequence[float]) -> Difference:
+    """Mean of `scores - baseline`, image by image, and Student's 95% interval of it.
+
+    Pairing takes out what a prompt's difficulty and the noise do to both, most of the variance.
+    """
+    differences = np.subtract(scores, baseline)
+    spread = estimate(differences.tolist())
+    if len(differences) < 2:
+        return Difference(spread.mean, math.nan, math.nan)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1)) * spread.error
+    return Difference(spread.mean, spread.mean - half, spread.mean + half)
+
+
+def per_tag(scores: Sequence[float], tags: Sequence[str]) -> dict[str, float]:
+    """Mean of every tag in order of appearance, and as `overall` the mean of those, as GenEval reports it."""
+    by_tag = {
+        tag: float(np.mean([score for score, other in zip(scores, tags, strict=True) if other == tag]))
+        for tag in dict.fromkeys(tags)
+    }
+    return by_tag | {"overall": float(np.mean(list(by_tag.values())))}

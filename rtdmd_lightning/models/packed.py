@@ -1,0 +1,54 @@
+"""What FLUX.1 and FLUX.2 share: latents packed into tokens of 2x2, and a time shift that depends on how many there are."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.models.pipeline import PipelineBackbone
+from rtdmd_lightning.objectives import dynamic_shift_sigmas, shift_sigmas
+
+
+class PackedBackbone(PipelineBackbone):
+    """A family whose transformer takes `[B, tokens, channels]` and is fed the level itself: it multiplies by 1000 inside.
+
+    It does so in the precision of the weights: a bfloat16 model sees its level rounded to 8 bits, in diffusers' pipelines and
+    here alike. The levels of the schedules, transitions and targets are not rounded.
+    """
+
+    @abstractmethod
+    def dynamic_mu(self, steps: int) -> float:
+        """The exponential shift's mu for a schedule of that many steps at the training resolution."""
+
+    @property
+    def side(self) -> int:
+        """Tokens along an edge of the image."""
+        return self.resolution // (2 * self.loaded.vae_scale_factor)
+
+    @property
+    def tokens(self) -> int:
+        return self.side**2
+
+    def latent_shape(self) -> tuple[int, ...]:
+        return (self.tokens, self.loaded.transformer.config.in_channels)
+
+    def sigmas(self, steps: Sequence[float]) -> tuple[float, ...]:
+        """METHOD section 1; a scheduler without dynamic shifting (FLUX.1-schnell's) has a static shift instead."""
+        config = self.loaded.scheduler.config
+        if config.shift_terminal or (config.use_dynamic_shifting and config.time_shift_type != "exponential"):
+            raise UserError(
+                f"{self.pretrained}: its scheduler's shift_terminal or time_shift_type is not one of this family"
+            )
+        if config.use_dynamic_shifting:
+            mu = self.dynamic_mu(len(steps))
+            shifted = dynamic_shift_sigmas(steps, mu=mu, num_train_timesteps=config.num_train_timesteps)
+        else:
+            shifted = shift_sigmas(steps, shift=config.shift, num_train_timesteps=config.num_train_timesteps)
+        return (*shifted, 0.0)
+
+    def pipeline_sigmas(self, count: int) -> tuple[float, ...]:
+        return self.sigmas([1000 * (count - step) / count for step in range(count)])
+
+    def check_resolution(self) -> None:
+        multiple = 2 * self.loaded.vae_scale_factor
+        if self.resolution <= 0 or self.resolution % multiple:
+            raise self.unrepresentable(multiple, "VAE factor x patches of 2x2")

@@ -1,0 +1,120 @@
+"""A frozen `CLIPModel` with its processor: embeddings of pictures, with gradient, and of prompts, remembered."""
+
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.rewards.base import Reward
+from rtdmd_lightning.rewards.preprocess import ClipPreprocess
+from rtdmd_lightning.rewards.weights import loading, locate
+
+REMEMBERED_PROMPTS = 16_384
+
+
+class ClipEncoder:
+    """Unit-norm embeddings in float32, or in whatever dtype the model has been converted to.
+
+    Autocast is switched off inside: two pictures of one prompt differ in the third digit, where bfloat16 sees no difference.
+
+    Args:
+        reward: name of the reward that asks, for error messages.
+        source: folder or hub id of the model.
+        processor: folder or hub id of its image processor and tokenizer.
+    """
+
+    def __init__(self, reward: str, source: str, processor: str) -> None:
+        self.model = _load_model(reward, source)
+        with loading(reward, processor):
+            self.preprocess = ClipPreprocess.from_pretrained(processor)
+            self.tokenizer = CLIPTokenizer.from_pretrained(processor)
+        self._remembered: OrderedDict[str, Tensor] = OrderedDict()
+
+    def images(self, images: Tensor) -> Tensor:
+        """`[B, 3, H, W]` in [0, 1] to `[B, D]`."""
+        with torch.autocast(images.device.type, enabled=False):
+            pixels = self.preprocess(images.to(self.model.logit_scale.dtype))
+            return F.normalize(self.model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
+
+    def prompts(self, prompts: list[str]) -> Tensor:
+        """B prompts to `[B, D]`, without gradient; each is encoded once while it is among the last remembered."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._remembered]
+        fresh = dict(zip(new, self._encode(new), strict=True)) if new else {}
+        rows = [fresh[prompt] if prompt in fresh else self._remembered[prompt] for prompt in prompts]
+        for prompt, row in zip(prompts, rows, strict=True):
+            self._remembered[prompt] = row
+            self._remembered.move_to_end(prompt)
+        while len(self._remembered) > REMEMBERED_PROMPTS:
+            self._remembered.popitem(last=False)
+        return torch.stack(rows).to(self.model.logit_scale)
+
+    def logits(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """`[B]`: the cosine of each picture with its own prompt, times the model's logit scale."""
+        cosine = (self.images(images) * self.prompts(prompts)).sum(dim=-1)
+        return cosine * self.model.logit_scale.exp()
+
+    def _encode(self, prompts: list[str]) -> list[Tensor]:
+        # Under inference_mode, where Lightning validates, they could not be used in a later backward pass.
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.model.device.type, enabled=False):
+            tokens = self.tokenizer(
+                prompts,
+                padding=True,
+                truncation=True,
+                max_length=self.model.config.text_config.max_position_embeddings,
+                return_tensors="pt",
+            ).to(self.model.device)
+            features = self.model.get_text_features(**tokens).pooler_output
+            return [row.clone() for row in F.normalize(features, dim=-1).cpu()]  # no row keeps its batch's memory
+
+
+class ClipLogitReward(Reward):
+    """A picture's CLIP logit for its prompt, over a constant that makes it a handy number; see the two subclasses.
+
+    Args:
+        weights: folder or hub id of a `CLIPModel`; without it see `weights.locate`.
+        processor: folder or hub id of the image processor and tokenizer, where the model's folder does not hold them.
+    """
+
+    published: str
+    published_processor: str
+    divisor: float
+    differentiable = True
+
+    def __init__(self, weights: str | None = None, processor: str | None = None) -> None:
+        self.weights = weights
+        self.processor = processor
+
+    def load(self) -> None:
+        source = locate(self.name, self.published, self.weights)
+        self._clip = ClipEncoder(self.name, source, self._locate_processor(source))
+
+    def networks(self) -> list[torch.nn.Module]:
+        return [self._clip.model]
+
+    def score(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
+        return self._clip.logits(images, prompts) / self.divisor
+
+    def _locate_processor(self, source: str) -> str:
+        if self.processor is None and (source == self.published_processor or _holds_processor(Path(source))):
+            return source
+        return locate(f"{self.name}-processor", self.published_processor, self.processor)
+
+
+def _holds_processor(folder: Path) -> bool:
+    return (folder / "preprocessor_config.json").exists() or (folder / "processor_config.json").exists()
+
+
+def _load_model(reward: str, source: str) -> CLIPModel:
+    with loading(reward, source):
+        config = CLIPConfig.from_pretrained(source)
+        if config.model_type != "clip":
+            raise UserError(f"{reward}: {source} holds a model of type {config.model_type!r}, not a CLIPModel")
+        model, report = CLIPModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    if report["missing_keys"] or report["mismatched_keys"]:
+        lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+        raise UserError(f"{reward}: {source} lacks {len(lacking)} of CLIPModel's weights, {lacking[0]} among them")
+    return model.requires_grad_(False).eval()

@@ -1,0 +1,157 @@
+"""GenEval: are the objects that the prompt names there, in the right number, colour and place? METHOD section 6.
+
+Mask2Former finds them, CLIP names their colours (`geneval_color`), `geneval_score` judges. The published evaluation does the
+first with mmdet; here it is the same network and the same weights in transformers. Two details differ by a pixel or so: the
+picture is resized to multiples of 32 pixels instead of padded to them, and masks pass through transformers' 384 x 384. As
+there, overlapping objects of one class all count (its `max_overlap` is 1 by default: nothing is suppressed).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import masks_to_boxes
+
+from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.rewards.base import Reward
+from rtdmd_lightning.rewards.geneval_color import ColorNamer
+from rtdmd_lightning.rewards.geneval_score import MAX_OBJECTS_PER_CLASS, Detection, geneval_score
+from rtdmd_lightning.rewards.state import whole_pretrained
+from rtdmd_lightning.rewards.weights import loading, locate
+
+DETECTOR_HUB_ID = "facebook/mask2former-swin-small-coco-instance"
+SCORE_THRESHOLD = 0.3
+COUNTING_SCORE_THRESHOLD = 0.9
+SIZE_DIVISOR = 32
+
+# COCO's 80 classes in the detector's order, under the names that GenEval's prompts use.
+COCO_CLASSES = [
+    *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),
+    *("fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow"),
+    *("elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee"),
+    *("skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard"),
+    *("tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple"),
+    *("sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch"),
+    *("potted plant", "bed", "dining table", "toilet", "tv", "laptop", "computer mouse", "tv remote"),
+    *("computer keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock"),
+    *("vase", "scissors", "teddy bear", "hair drier", "toothbrush"),
+]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One object found: its class, a confidence in [0, 1] and its mask `[H, W]`, boolean."""
+
+    label: str
+    score: float
+    mask: Tensor
+
+
+class GenEvalReward(Reward):
+    """GenEval's soft score (mean of the terms), or with `strict` 1 where everything is exactly right and else 0.
+
+    Args:
+        strict: report the strict verdict.
+        detector: folder or hub id of the Mask2Former; without it see `weights.locate` (reward `geneval/detector`).
+        clip: folder or hub id of an open_clip ViT-L/14, likewise (reward `geneval/clip`).
+    """
+
+    differentiable = False
+
+    def __init__(self, strict: bool = False, detector: str | None = None, clip: str | None = None) -> None:
+        self.strict = strict
+        self.detector = detector
+        self.name = "geneval_strict" if strict else "geneval"
+        self._colors = ColorNamer(clip)
+
+    def load(self) -> None:
+        from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
+
+        source = locate("geneval/detector", DETECTOR_HUB_ID, self.detector)
+        with loading("geneval/detector", source):
+            self._processor: Any = AutoImageProcessor.from_pretrained(source)
+            self._detector: Any = whole_pretrained(Mask2FormerForUniversalSegmentation, self.name, source)
+        classes = self._detector.config.num_labels
+        if classes != len(COCO_CLASSES):
+            raise UserError(
+                f"geneval: {source} knows {classes} classes; a COCO instance detector, which knows 80, is needed"
+            )
+        self._colors.load()
+
+    def networks(self) -> list[nn.Module]:
+        return [self._detector, *self._colors.networks()]
+
+    @torch.no_grad()
+    def score(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
+        for entry in metadata:
+            check_metadata(entry)
+        images = images.float().clamp(0, 1)
+        with torch.autocast(images.device.type, enabled=False):
+            segments = self.segments(images, [threshold(entry) for entry in metadata])
+            verdicts = [
+                geneval_score(self._detections(image, found, entry), entry)
+                for image, found, entry in zip(images, segments, metadata, strict=True)
+            ]
+        return torch.tensor([float(v.strict) if self.strict else v.soft for v in verdicts], device=images.device)
+
+    def segments(self, images: Tensor, thresholds: list[float]) -> list[list[Segment]]:
+        """What the detector sees in each image with at least that image's confidence, in no order."""
+        height, width = images.shape[-2:]
+        size = dict(zip(("height", "width"), self._detector_size(height, width), strict=True))
+        pixels = self._processor(list(images), size=size, do_rescale=False, return_tensors="pt")
+        outputs = self._detector(pixels["pixel_values"].to(images.device))
+        results = self._processor.post_process_instance_segmentation(
+            outputs, threshold=min(thresholds), target_sizes=[(height, width)] * len(images), return_binary_maps=True
+        )
+        return [
+            [
+                Segment(COCO_CLASSES[info["label_id"]], info["score"], result["segmentation"][info["id"]].bool())
+                for info in result["segments_info"]
+                if info["score"] > minimum
+            ]
+            for result, minimum in zip(results, thresholds, strict=True)
+        ]
+
+    def _detector_size(self, height: int, width: int) -> tuple[int, int]:
+        """The processor's own size (shorter side 800, longer at most 1333), to the nearest multiples of 32."""
+        size = self._processor.size
+        scale = min(size["shortest_edge"] / min(height, width), size["longest_edge"] / max(height, width))
+        tall, wide = (max(1, round(length * scale / SIZE_DIVISOR)) * SIZE_DIVISOR for length in (height, width))
+        return tall, wide
+
+    def _detections(self, image: Tensor, segments: list[Segment], metadata: dict) -> list[Detection]:
+        """The objects of the classes that matter, with a colour where one was asked for."""
+        colored = {entry["class"] for entry in metadata["include"] if "color" in entry}
+        detections = []
+        for label in {entry["class"]: None for entry in metadata["include"]}:
+            found = sorted((s for s in segments if s.label == label), key=lambda s: -s.score)[:MAX_OBJECTS_PER_CLASS]
+            boxes = [mask_box(segment.mask) for segment in found]
+            masks = [segment.mask for segment in found]
+            colors = self._colors.name_colors(image, masks, boxes, label) if label in colored else [""] * len(found)
+            detections += [
+                Detection(label, color, (float(box[0]), float(box[1]), float(box[2]), float(box[3])), segment.score)
+                for segment, box, color in zip(found, boxes, colors, strict=True)
+            ]
+        return detections
+
+
+def mask_box(mask: Tensor) -> tuple[int, int, int, int]:
+    """`(x0, y0, x1, y1)` around a mask that is not empty, right and bottom exclusive."""
+    x0, y0, x1, y1 = (int(edge) for edge in masks_to_boxes(mask[None])[0])
+    return x0, y0, x1 + 1, y1 + 1
+
+
+def threshold(metadata: dict) -> float:
+    """Confidence above which an object counts: stricter for counting prompts, lest doubtful ones be counted."""
+    return COUNTING_SCORE_THRESHOLD if metadata["tag"] == "counting" else SCORE_THRESHOLD
+
+
+def check_metadata(metadata: dict) -> None:
+    """Raises UserError for metadata that are not GenEval's, or that name a class the detector does not know."""
+    missing = {"tag", "include"} - metadata.keys()
+    if missing:
+        raise UserError(f"geneval: the prompt's metadata lack {sorted(missing)}; use a GenEval prompt set")
+    for entry in metadata["include"]:
+        if entry["class"] not in COCO_CLASSES:
+            raise UserError(f"geneval: the detector does not know the class {entry['class']!r}; it knows COCO's 80")

@@ -1,0 +1,72 @@
+"""What CLIP's image processor does to a picture, done in tensors so that gradients reach the pixels."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import CLIPImageProcessor
+
+from rtdmd_lightning.errors import UserError
+
+
+@dataclass(frozen=True)
+class ClipPreprocess:
+    """Bicubic resize of the shorter side, centre crop, normalisation: `[B, 3, H, W]` in [0, 1] to `[B, 3, crop, crop]`.
+
+    The resize is PIL's: antialiased, horizontal pass first, overshoot cut off after each pass. PIL besides rounds to whole
+    grey levels, once before and once after each pass; nothing is rounded here, since a rounded picture has no gradient. So a
+    pixel differs from the processor's by a level (1/255) or so at most, by chance up or down, and a score by far less.
+
+    Args:
+        resize: pixels of the shorter side after the resize.
+        crop: side of the square that is cut out of the middle, at most `resize`.
+        mean: per channel, subtracted.
+        std: per channel, divided by.
+    """
+
+    resize: int
+    crop: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @classmethod
+    def from_processor(cls, processor: CLIPImageProcessor) -> "ClipPreprocess":
+        """The same steps as a `transformers` processor. Raises UserError for one that does other things."""
+        size, crop = dict(processor.size), dict(processor.crop_size)
+        resample = int(processor.resample)
+        usual = processor.do_resize and processor.do_center_crop and processor.do_normalize and resample == BICUBIC
+        if not usual or "shortest_edge" not in size or crop["height"] != crop["width"]:
+            raise UserError(f"an image processor that resizes, crops or normalises otherwise than CLIP's: {processor}")
+        if crop["height"] > size["shortest_edge"]:
+            raise UserError(f"an image processor that crops {crop} out of a smaller picture, {size}: {processor}")
+        return cls(size["shortest_edge"], crop["height"], tuple(processor.image_mean), tuple(processor.image_std))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "ClipPreprocess":
+        return cls.from_processor(CLIPImageProcessor.from_pretrained(folder))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        images = centre_crop(resize_shorter_side(images, self.resize), self.crop)
+        mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        return (images - mean) / std
+
+
+BICUBIC = 3  # PIL.Image.Resampling.BICUBIC
+
+
+def resize_shorter_side(images: Tensor, side: int) -> Tensor:
+    """`[B, C, H, W]` in [0, 1] to a shorter side of `side`, the longer one in proportion (rounded down)."""
+    height, width = images.shape[-2:]
+    shorter = min(height, width)
+    new_height, new_width = side * height // shorter, side * width // shorter
+    for size in ((height, new_width), (new_height, new_width)):
+        if tuple(images.shape[-2:]) != size:
+            images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+    return images
+
+
+def centre_crop(images: Tensor, side: int) -> Tensor:
+    """The middle `side` x `side` pixels; an odd rest goes to the bottom and the right."""
+    top, left = ((length - side) // 2 for length in images.shape[-2:])
+    return images[..., top : top + side, left : left + side]

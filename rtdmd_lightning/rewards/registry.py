@@ -1,0 +1,37 @@
+"""The rewards by their fixed names. Import paths, so that asking for one does not import the packages of all."""
+
+import importlib
+
+from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.rewards.base import Reward
+
+REWARDS = {
+    "aesthetic": "rtdmd_lightning.rewards.aesthetic.AestheticReward",
+    "clipscore": "rtdmd_lightning.rewards.clipscore.ClipScoreReward",
+    "geneval": "rtdmd_lightning.rewards.geneval.GenEvalReward",
+    "geneval2": "rtdmd_lightning.rewards.geneval2.GenEval2Reward",
+    "hpsv2": "rtdmd_lightning.rewards.hpsv2.HPSv2Reward",
+    "hpsv3": "rtdmd_lightning.rewards.hpsv3.HPSv3Reward",
+    "imagereward": "rtdmd_lightning.rewards.imagereward.ImageRewardReward",
+    "ocr": "rtdmd_lightning.rewards.ocr.OCRReward",
+    "pickscore": "rtdmd_lightning.rewards.pickscore.PickScoreReward",
+    "shapes": "rtdmd_lightning.rewards.shapes.ShapesReward",
+}
+
+
+def reward_class(name: str) -> type[Reward]:
+    """The class of a fixed name, or of a class path (`package.module.Class`) to a reward of one's own.
+
+    Raises UserError where there is none.
+    """
+    path = REWARDS.get(name, name)
+    module, _, attribute = path.rpartition(".")
+    if not module:
+        raise UserError(f"there is no reward {name!r}; known are {', '.join(REWARDS)}, or give a class path")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"the reward {name!r} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Reward)):
+        raise UserError(f"{path} is not a subclass of rtdmd_lightning.rewards.base.Reward")
+    return found

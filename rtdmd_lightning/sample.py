@@ -1,0 +1,161 @@
+"""Prompts to images with a few steps: `python -m rtdmd_lightning.sample --base … --adapters a b --prompt "…" --out dir`.
+
+Under `torchrun` the batches are dealt out to all processes. Noise belongs to the image and batches are cut before they are
+dealt, so an image is the same on any number of processes.
+"""
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from json import dumps
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jsonargparse import ArgumentParser
+
+from rtdmd_lightning.data.prompts import load_prompts
+from rtdmd_lightning.errors import UserError, readable_errors
+from rtdmd_lightning.evaluation.images import write_image, write_text
+from rtdmd_lightning.inference import InferenceModel, even_steps
+from rtdmd_lightning.models.base import Backbone
+from rtdmd_lightning.models.families import open_backbone
+
+RECORD = "sample.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is drawn and how; the fields are the command line's options.
+
+    base: the base model, a diffusers folder or hub id.
+    out: the folder for the images and for `sample.json`, which holds what it takes to draw them again.
+    adapters: files or folders in any format, applied in this order, e.g. the cold start's and then stage 2's.
+    prompt: one or several prompts.
+    prompts: a prompt file instead, see `rtdmd_lightning.data.prompts.load_prompts`.
+    images_per_prompt: how many images each prompt gets.
+    steps: how many, or which raw timesteps (METHOD section 1).
+    schedule: of a number of steps: evenly spaced (4 are 1000, 750, 500, 250), or what the base's own pipeline would use.
+    eta: stochasticity of the CPS steps; 0 is the Euler ODE sampler.
+    guidance_scale: of CFG; 1, without, is how students draw.
+    seed: image i depends on (seed, i) only.
+    batch_size: images drawn at once on each process.
+    resolution: in pixels; by default that of the base's own pipeline.
+    backbone: further arguments of the base's backbone class, e.g. '{"use_t5": false, "dtype": "float32"}'.
+    device: of the first process on a machine; by default an accelerator where there is one.
+    """
+
+    base: str
+    out: Path
+    adapters: Sequence[str] = ()
+    prompt: Sequence[str] = ()
+    prompts: str | None = None
+    images_per_prompt: int = 1
+    steps: int | list[int] = 4
+    schedule: Literal["even", "pipeline"] = "even"
+    eta: float = 0.9
+    guidance_scale: float = 1.0
+    seed: int = 0
+    batch_size: int = 8
+    resolution: int | None = None
+    backbone: dict[str, Any] | None = None
+    device: str | None = None
+
+    def all_prompts(self) -> list[str]:
+        """One entry an image. Raises UserError where there are no prompts, or two sources of them."""
+        if bool(self.prompt) == bool(self.prompts):
+            raise UserError("give either --prompt or --prompts")
+        if self.images_per_prompt < 1 or self.batch_size < 1:
+            raise UserError("--images_per_prompt and --batch_size must be at least 1")
+        prompts = list(self.prompt) or [entry["prompt"] for entry in load_prompts(str(self.prompts))]
+        return [prompt for prompt in prompts for _ in range(self.images_per_prompt)]
+
+    def model(self, backbone: Backbone) -> InferenceModel:
+        by_pipeline = self.schedule == "pipeline" or not isinstance(self.steps, int)
+        return InferenceModel(
+            backbone,
+            self.adapters,
+            self.steps if by_pipeline else even_steps(self.steps),  # type: ignore[arg-type]
+            self.guidance_scale,
+            self.eta,
+        )
+
+
+def sample(job: Job) -> Path:
+    """Draw this process's share; returns the record, which is there once all processes are done."""
+    prompts = job.all_prompts()
+    backbone = open_backbone(job.base, job.resolution, job.backbone)
+    model = job.model(backbone)
+    with processes() as (rank, world_size):
+        model.load(_device(job.device))
+        files = [f"{index:06d}.png" for index in range(len(prompts))]
+        batches = [
+            range(start, min(start + job.batch_size, len(prompts))) for start in range(0, len(prompts), job.batch_size)
+        ]
+        for batch in batches[rank::world_size]:
+            images = model.generate([prompts[index] for index in batch], batch, seed=job.seed)
+            for index, image in zip(batch, images, strict=True):
+                write_image(image, job.out / files[index])
+    if rank == 0:
+        listed = [{"file": file, "index": i, "prompt": prompts[i]} for i, file in enumerate(files)]
+        write_text(
+            dumps(_record(replace(job, resolution=backbone.resolution), model, listed), indent=2, ensure_ascii=False),
+            job.out / RECORD,
+        )
+    return job.out / RECORD
+
+
+@contextmanager
+def processes() -> Iterator[tuple[int, int]]:
+    """This process's rank and how many there are; they wait for each other at the end."""
+    if not torch.distributed.is_torchelastic_launched():
+        yield 0, 1
+        return
+    torch.distributed.init_process_group("gloo")
+    try:
+        yield torch.distributed.get_rank(), torch.distributed.get_world_size()
+        torch.distributed.barrier()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _device(wanted: str | None) -> torch.device:
+    accelerator = torch.accelerator.current_accelerator()
+    device = torch.device(wanted) if wanted else accelerator or torch.device("cpu")
+    if device.type == "cpu" or device.index is not None:
+        return device
+    return torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def _record(job: Job, model: InferenceModel, images: list[dict]) -> dict[str, Any]:
+    options = vars(job) | {"out": str(job.out), "adapters": list(job.adapters), "prompt": list(job.prompt)}
+    return {
+        "options": options,
+        "sigmas": model.sigmas,
+        "adapter_files": {path: _digests(Path(path)) for path in job.adapters},
+        "device": str(model.device),
+        "versions": {package: version(package) for package in ("torch", "diffusers", "transformers", "peft")},
+        "images": images,
+    }
+
+
+def _digests(path: Path) -> dict[str, str]:
+    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def main(arguments: list[str]) -> None:
+    parser = ArgumentParser(prog="python -m rtdmd_lightning.sample", exit_on_error=False)
+    parser.add_argument("--adapters", nargs="*", type=str, default=[], help="files or folders, applied in this order")
+    parser.add_argument("--prompt", nargs="*", type=str, default=[], help="one or several prompts")
+    parser.add_class_arguments(Job, skip={"adapters", "prompt"})
+    print(f"written: {sample(Job(**parser.parse_args(arguments).as_dict()))}")
+
+
+if __name__ == "__main__":
+    with readable_errors():
+        main(sys.argv[1:])

@@ -1,0 +1,247 @@
+"""The evaluation callback: means by hand, the split over ranks, what is written, what counts as training time."""
+
+import json
+import multiprocessing
+from datetime import timedelta
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+from torchvision.io import read_image
+
+from rtdmd_lightning import fit
+from rtdmd_lightning.callbacks import RewardEvalCallback, reward_eval
+from rtdmd_lightning.data.prompts import load_prompts
+from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.modules.core import EMA, GENERATOR
+from rtdmd_lightning.rewards.base import Reward
+from tests.tiny import write_config
+
+COUNT = 12  # two prompts of each of the six tags
+PROMPTS = f"shapes:held_out:{COUNT // 6}"
+
+
+class Brightness(Reward):
+    """What is scored is the image."""
+
+    name, differentiable = "brightness", False
+
+    def score(self, images, prompts, metadata):
+        assert len(images) == len(prompts) == len(metadata)
+        return images.mean(dim=(1, 2, 3))
+
+
+class Length(Reward):
+    """What is scored is the prompt, and its metadata is that prompt's."""
+
+    name, differentiable = "length", False
+
+    def score(self, images, prompts, metadata):
+        assert prompts == [entry["prompt"] for entry in metadata]
+        return torch.tensor([float(len(prompt)) for prompt in prompts])
+
+
+class Student:
+    """Stands in for the module: image i is evenly as bright as i / 100. Notes which images were asked for."""
+
+    device = torch.device("cpu")
+
+    def __init__(self):
+        self.drawn = []
+
+    def generate(self, prompts, indices, *, seed):
+        everyone = load_prompts(PROMPTS)
+        assert prompts == [everyone[index]["prompt"] for index in indices] and seed == 1234
+        self.drawn.append(list(indices))
+        return torch.tensor(indices).div(100).view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
+
+
+def fake_trainer(log_dir=None, *, rank=0, world_size=1, step=7):
+    return SimpleNamespace(
+        global_step=step,
+        global_rank=rank,
+        world_size=world_size,
+        is_global_zero=rank == 0,
+        log_dir=None if log_dir is None else str(log_dir),
+        loggers=[],
+    )
+
+
+def callback(**options):
+    settings = {
+        "prompts": PROMPTS,
+        "rewards": [Brightness(), Length()],
+        "every_n_updates": 2,
+        "batch_size": 5,
+        "grid": 4,
+    }
+    return RewardEvalCallback(**settings | options)
+
+
+def expected_scores():
+    metadata = load_prompts(PROMPTS)
+    by_group = {"": list(range(COUNT))}
+    for index, entry in enumerate(metadata):
+        by_group.setdefault(f"/{entry['tag']}", []).append(index)
+    brightness = {f"eval/brightness{g}": sum(i) / len(i) / 100 for g, i in by_group.items()}
+    lengths = {f"eval/length{g}": sum(len(metadata[j]["prompt"]) for j in i) / len(i) for g, i in by_group.items()}
+    return brightness | lengths
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 12, 60])
+def test_means_per_reward_and_tag_are_those_worked_out_by_hand(batch_size):
+    evaluation = callback(batch_size=batch_size)
+    scores = evaluation.evaluate(fake_trainer(), Student())
+    assert list(scores) == evaluation.metric_names() and len(scores) == 2 * (1 + 6)
+    assert {name: float(score) for name, score in scores.items()} == pytest.approx(expected_scores())
+
+
+def test_prompts_without_tags_have_one_mean_per_reward(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a circle\na cross\n")
+    assert callback(prompts=str(tmp_path / "prompts.txt")).metric_names() == ["eval/brightness", "eval/length"]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 13])
+@pytest.mark.parametrize("batch_size", [1, 5, 7, 12, 100])
+def test_ranks_share_the_prompts_out_in_equally_many_batches(world_size, batch_size):
+    evaluation = callback(batch_size=batch_size)
+    batches = [evaluation.local_batches(rank, world_size) for rank in range(world_size)]
+    dealt = [index for of_rank in batches for batch in of_rank for index in batch]
+    assert sorted(dealt) == list(range(COUNT))
+    assert len({len(of_rank) for of_rank in batches}) == 1
+    assert all(len(batch) <= batch_size for of_rank in batches for batch in of_rank)
+
+
+def test_a_rank_with_nothing_left_draws_along_and_scores_nothing(monkeypatch):
+    """Sharded forward passes need every rank, so all draw equally often; here the third rank has no prompt at all."""
+    monkeypatch.setattr(reward_eval, "MeanMetric", lambda **_: Counter())
+    students, counts = [Student() for _ in range(3)], []
+    for rank, student in enumerate(students):
+        scores = callback(batch_size=6).evaluate(fake_trainer(rank=rank, world_size=3), student)
+        counts.append(int(scores["eval/brightness"]))
+    assert [len(student.drawn) for student in students] == [2, 2, 2]  # a batch and the grid each
+    assert counts == [6, 6, 0]
+
+
+class Counter:
+    """In the place of a metric: how many values it was given."""
+
+    def __init__(self):
+        self.values = []
+
+    def to(self, device):
+        return self
+
+    def update(self, value):
+        self.values.append(value)
+
+    def compute(self):
+        return torch.tensor(len(self.values))
+
+
+def evaluate_on_rank(rank, folder):
+    """One of two processes; leaves the means that it came to."""
+    store, patience = f"file://{folder}/store", timedelta(seconds=100)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=patience)
+    try:
+        scores = callback(batch_size=4).evaluate(fake_trainer(folder, rank=rank, world_size=2), Student())
+    finally:
+        dist.destroy_process_group()
+    (folder / f"rank_{rank}.json").write_text(json.dumps({name: float(score) for name, score in scores.items()}))
+
+
+def test_two_processes_both_come_to_the_means_over_all_prompts_and_one_of_them_writes(tmp_path):
+    """Unevenly: of batches of 4 the first rank, which is this process, has 8 prompts and the second 4."""
+    second = multiprocessing.get_context("spawn").Process(target=evaluate_on_rank, args=(1, tmp_path))
+    second.start()
+    evaluate_on_rank(0, tmp_path)
+    second.join()
+    for rank in range(2):
+        assert json.loads((tmp_path / f"rank_{rank}.json").read_text()) == pytest.approx(expected_scores())
+    assert len((tmp_path / "eval.jsonl").read_text().splitlines()) == 1
+
+
+def test_an_evaluation_leaves_a_row_and_a_grid(tmp_path):
+    evaluation = callback()
+    evaluation.training_seconds = 12.3456
+    for step in (7, 14):
+        evaluation.evaluate(fake_trainer(tmp_path, step=step), Student())
+    rows = [json.loads(line) for line in (tmp_path / "eval.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [7, 14] and rows[0]["training_seconds"] == 12.35
+    scores = {name: value for name, value in rows[0].items() if name.startswith("eval/")}
+    assert scores == pytest.approx(expected_scores(), abs=1e-5)
+    # Four images spread from the first prompt to the last, in a row with two pixels between: 0, 3, 7 and 11 hundredths.
+    picture = read_image(str(tmp_path / "images/step_000007.png"))
+    assert picture.shape == (3, 8 + 4, 4 * 8 + 5 * 2)
+    assert [int(picture[0, 6, 6 + 10 * i]) for i in range(4)] == [round(2.55 * i) for i in (0, 3, 7, 11)]
+    assert (tmp_path / "images/step_000014.png").is_file()
+
+
+def test_the_log_folder_need_not_exist_yet(tmp_path):
+    callback().evaluate(fake_trainer(tmp_path / "new"), Student())
+    assert (tmp_path / "new/eval.jsonl").is_file()
+
+
+def test_without_a_log_folder_the_scores_are_still_there():
+    assert callback().evaluate(fake_trainer(None), Student()).keys() == expected_scores().keys()
+
+
+def test_names_of_rewards_must_differ():
+    with pytest.raises(UserError, match="reward names must differ"):
+        callback(rewards=[Length(), Length()])
+
+
+def test_training_time_leaves_evaluation_and_the_wait_for_data_out(monkeypatch):
+    """A clock that an evaluation moves by 100 s, waiting for a batch by 10 s and a training step by 1 s."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(reward_eval.time, "perf_counter", lambda: clock.now)
+    evaluation, module = callback(every_n_updates=2), SimpleNamespace(log_dict=lambda scores: None)
+    steps = []
+
+    def evaluate(trainer, pl_module):
+        clock.now += 100
+        steps.append(trainer.global_step)
+        return {}
+
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    for step in range(1, 6):
+        clock.now += 10
+        evaluation.on_train_batch_start(fake_trainer(), module, None, step)
+        clock.now += 1
+        evaluation.on_train_batch_end(fake_trainer(step=step), module, None, None, step)
+    assert steps == [2, 4] and evaluation.training_seconds == 5
+
+
+def test_training_time_is_in_the_checkpoint():
+    first, second = callback(), callback()
+    first.training_seconds = 61.5
+    second.load_state_dict(first.state_dict())
+    assert second.training_seconds == 61.5
+
+
+class SeesTheMetric(RewardEvalCallback):
+    """Notes what `ModelCheckpoint(monitor=…)` would be given after each step."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self.seen = {name: float(value) for name, value in trainer.callback_metrics.items() if "eval/" in name}
+
+
+def test_in_a_run_it_evaluates_the_ema_on_time_and_at_the_end_and_checkpoints_can_monitor_it(tiny_folder, tmp_path):
+    config = write_config(tmp_path, tiny_folder, ema_decay=0.5, generator_optimizer={"learning_rate": 0.1})
+    cli = fit.parse(["--config", str(config), "--trainer.max_steps=3"])
+    evaluation = SeesTheMetric(PROMPTS, [Brightness()], every_n_updates=2, grid=4)
+    cli.trainer.callbacks[:] = [evaluation]
+    cli.trainer.fit(cli.model, cli.datamodule)
+    rows = [json.loads(line) for line in (tmp_path / "runs/run/eval.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 3]
+    assert 0 < rows[0]["training_seconds"] < rows[1]["training_seconds"]
+    first, last = (row["eval/brightness"] for row in rows)
+    assert evaluation.seen["eval/brightness"] == pytest.approx(first, abs=1e-5)
+    prompts = [entry["prompt"] for entry in load_prompts(PROMPTS)]
+    ema, generator = (
+        float(cli.model.generate(prompts, range(COUNT), seed=1234, role=role).mean()) for role in (EMA, GENERATOR)
+    )
+    assert last == pytest.approx(ema, abs=1e-5)
+    assert min(abs(first - last), abs(generator - last)) > 1e-4  # neither the earlier weights nor the generator's own

@@ -1,0 +1,34 @@
+"""Hand-made results: two entries and a baseline on four prompts, two rewards."""
+
+from pathlib import Path
+
+import torch
+
+from rtdmd_lightning.evaluation.images import write_image
+from rtdmd_lightning.evaluation.results import Results, SetResult
+
+SETTINGS = {"adapters": [], "steps": 4, "guidance_scale": 1.0, "eta": 0.9, "seed": 0}
+SCORES = {
+    "teacher": {"strict": [1.0, 0.0, 1.0, 0.0], "clip": [0.30, 0.20, 0.25, 0.25]},
+    "cold | start": {"strict": [1.0, 0.0, 1.0, 0.0], "clip": [0.31, 0.21, 0.26, 0.26]},
+    "<RTDMD>": {"strict": [1.0, 1.0, 0.0, 1.0], "clip": [0.10, 0.50, 0.24, 0.29]},
+}
+TAGS = ["colors", "colors", "counting", "counting"]
+PROMPTS = ["a red square", 'a </script> & "blue" cross', "two circles", "three circles"]
+
+
+def hand_made(baseline: str = "teacher", tags: bool = True) -> Results:
+    metadata = [{"prompt": prompt} | ({"tag": tag} if tags else {}) for prompt, tag in zip(PROMPTS, TAGS, strict=True)]
+    files = {entry: [Path(f"images/{e}_{i}.png") for i in range(4)] for e, entry in enumerate(SCORES)}
+    result = SetResult("prompts.jsonl", metadata, files, SCORES)
+    return Results(dict.fromkeys(SCORES, SETTINGS), baseline, {"held-out": result})
+
+
+def draw_files(results: Results, folder: Path, side: int = 16) -> None:
+    """An image a file, each of a colour of its own: red tells the entry, green the prompt."""
+    for result in results.sets.values():
+        for e, files in enumerate(result.files.values()):
+            for i, file in enumerate(files):
+                image = torch.zeros(3, side, side)
+                image[0], image[1] = e / 3, i / 4
+                write_image(image, folder / file)

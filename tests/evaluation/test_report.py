@@ -1,0 +1,161 @@
+"""The report, as a browser shows it (Debian's Chromium, headless) and as a file."""
+
+import re
+import shutil
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+from rtdmd_lightning.evaluation.report import BINS, histogram, shown_prompts, write_report
+from rtdmd_lightning.evaluation.settings import Gallery
+from tests.evaluation.scores import PROMPTS, draw_files, hand_made
+
+MINUS = "\N{MINUS SIGN}"
+CHROMIUM = shutil.which("chromium")
+# Without these Chromium looks for Google's hosts; the sandbox does not start for root.
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    draw_files(hand_made(), folder)
+    return write_report(hand_made(), folder, Gallery())
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium on this machine (Debian: apt-get install chromium)")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def page(browser, report):
+    """The opened report; it must complain of nothing and ask for nothing but itself."""
+    opened = browser.new_page()
+    opened.set_default_timeout(10_000)
+    complaints, requests = [], []
+    opened.on("console", lambda message: complaints.append(message.text))
+    opened.on("pageerror", lambda error: complaints.append(str(error)))
+    opened.on("request", lambda request: requests.append(request.url))
+    opened.goto(report.as_uri())
+    yield opened
+    assert complaints == []
+    assert {url for url in requests if not url.startswith("data:image/")} == {report.as_uri()}
+    opened.close()
+
+
+def shown(page: Page) -> list[int]:
+    """The prompts in view, by number, in the order of the page."""
+    return [int(number) for number in page.locator(".row:visible .index").all_text_contents()]
+
+
+def choose(page: Page, control: str, option: str) -> None:
+    page.locator(f"[name={control}]").select_option(option)
+
+
+def test_filter_by_tag(page):
+    assert shown(page) == [0, 1, 2, 3]
+    choose(page, "tag", "counting")
+    assert shown(page) == [2, 3]
+    assert page.get_by_role("status").inner_text() == "2 of 4 prompts"
+    choose(page, "tag", "all")
+    assert shown(page) == [0, 1, 2, 3]
+
+
+def test_sort_by_a_rewards_difference(page):
+    """<RTDMD> - teacher in clip is -0.20, 0.30, -0.01, 0.04; in strict 0, 1, -1, 1."""
+    assert page.locator("[name=entry]").is_disabled()  # nothing to choose in prompt order
+    choose(page, "reward", "difference in clip")
+    choose(page, "entry", f"<RTDMD> {MINUS} teacher")
+    assert shown(page) == [1, 3, 2, 0]
+    assert page.locator(".gap").all_text_contents() == ["+0.300", "+0.040", f"{MINUS}0.010", f"{MINUS}0.200"]
+    choose(page, "direction", "lowest")
+    assert shown(page) == [0, 2, 3, 1]
+    choose(page, "reward", "difference in strict")
+    assert shown(page) == [2, 0, 1, 3]  # equal ones stay in prompt order
+    choose(page, "tag", "colors")
+    assert shown(page) == [0, 1]
+    choose(page, "reward", "prompt order")
+    choose(page, "tag", "all")
+    assert shown(page) == [0, 1, 2, 3] and page.locator(".gap").count() == 0
+
+
+def test_images_are_those_of_prompt_and_entry(page):
+    """Decoded by the browser; also after sorting."""
+    choose(page, "reward", "difference in clip")
+    for number, row in zip(shown(page), page.locator(".row").all(), strict=True):
+        assert row.locator("h4").text_content().startswith(f"{number} {PROMPTS[number]}")
+        row.scroll_into_view_if_needed()
+        pixels = row.locator("img").evaluate_all(
+            """images => Promise.all(images.map(async image => {
+                await image.decode();
+                const context = document.createElement("canvas").getContext("2d");
+                context.drawImage(image, 0, 0);
+                return [...context.getImageData(3, 3, 1, 1).data.slice(0, 2)];
+            }))"""
+        )
+        assert pixels == [[round(255 * e / 3), round(255 * number / 4)] for e in range(3)]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_its_ground(page, scheme):
+    """WCAG's contrast of 4.5, for all text, in both colour schemes."""
+    page.emulate_media(color_scheme=scheme)
+    worst = page.evaluate(
+        """() => {
+            const channel = c => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+            const numbers = color => color.match(/[\\d.]+/g).map(Number);
+            const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+            const ground = element => {
+                const color = numbers(getComputedStyle(element).backgroundColor);
+                return color[3] === 0 ? ground(element.parentElement) : color;
+            };
+            const hasText = element => [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim());
+            const contrasts = [...document.querySelectorAll("body *:not(script):not(:disabled)")].filter(hasText).map(element => {
+                const [a, b] = [light(numbers(getComputedStyle(element).color)), light(ground(element))];
+                return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+            });
+            return Math.min(...contrasts);
+        }"""
+    )
+    assert worst > 4.5
+
+
+def test_the_file_needs_nothing_else(report):
+    """No address but the browser's own namespace names; prompts cannot break out of the page."""
+    text = report.read_text()
+    assert not re.search(r"https?:|//[a-z]|@import|url\(", text)
+    assert set(re.findall(r'src="(.{11})', text)) == {"data:image/"}
+    assert text.count("</script>") == 1 and "&lt;RTDMD&gt;" in text and "<RTDMD>" not in text
+
+
+def test_a_large_set_shows_some_spread_evenly(tmp_path):
+    draw_files(hand_made(), tmp_path)
+    text = write_report(hand_made(tags=False), tmp_path, Gallery(prompts=2)).read_text()
+    assert re.findall(r'class="index">(\d+)<', text) == ["0", "3"] and "2 of 4 prompts" in text
+    assert 'name="tag"' not in text  # no tags, no filter
+    assert shown_prompts(5, 9) == [0, 1, 2, 3, 4] and shown_prompts(101, 3) == [0, 50, 100]
+
+
+def test_histograms_share_an_axis_and_count_every_score():
+    chart = histogram("r", {"a": [0.0, 0.0, 1.0], "b": [2.0]})
+    assert (chart.low, chart.high) == (0, 2) and chart.position(0.5) == 0.25
+    assert chart.means == {"a": pytest.approx(1 / 3), "b": 2.0}
+    assert [index for index, height in enumerate(chart.heights["a"]) if height] == [0, BINS // 2]
+    assert chart.heights["a"][0] == 1 and chart.heights["a"][BINS // 2] == 0.5 and chart.heights["b"][-1] == 0.5
+
+
+def test_equal_scores_have_an_axis_too():
+    chart = histogram("r", {"a": [0.3, 0.3]})
+    assert chart.low < 0.3 < chart.high and 0 < chart.position(0.3) < 1

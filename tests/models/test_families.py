@@ -1,0 +1,235 @@
+"""FLUX.1 and FLUX.2 against diffusers' own pipelines, and the input that they refuse."""
+
+import json
+import shutil
+from itertools import pairwise
+
+import pytest
+import torch
+from diffusers import Flux2KleinPipeline, FluxPipeline
+
+from rtdmd_lightning.callbacks.export import write_adapter
+from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.models import lora
+from rtdmd_lightning.models.flux import FluxBackbone
+from rtdmd_lightning.models.flux2 import Flux2Backbone
+from rtdmd_lightning.modules.core import EMA, FAKE_SCORE, GENERATOR, TEACHER
+from rtdmd_lightning.modules.settings import SamplerSettings
+from rtdmd_lightning.randomness import SampleRandom
+from tests.tiny_backbones import OPTIONS, RESOLUTION, TEXT_TOKENS, module_of, tiny_backbones
+
+CPU = torch.device("cpu")
+PROMPTS = ["a photo of a red circle", "a photo of two crosses"]
+FAMILIES = ["flux", "flux_free", "flux2"]
+GUIDANCE = 4.5
+
+
+def built(folders, name, *, backbone=None, **options):
+    return module_of(tiny_backbones(folders, **backbone or {})[name], **options)
+
+
+def pipeline_latents(backbone, latents):
+    """Our packed latents in the form that the family's pipeline takes."""
+    return latents.mT.unflatten(2, (backbone.side, backbone.side)) if isinstance(backbone, Flux2Backbone) else latents
+
+
+def call(pipeline, backbone, prompts, latents, **options):
+    """The pipeline from these latents; raw sigmas, which it shifts itself."""
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(
+        prompt=prompts,
+        latents=pipeline_latents(backbone, latents),
+        num_inference_steps=len(options["sigmas"]),
+        height=RESOLUTION,
+        width=RESOLUTION,
+        max_sequence_length=TEXT_TOKENS,
+        **options,
+    ).images
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_sampling_with_eta_zero_is_the_pipeline_with_the_same_sigmas(folders, name):
+    module = built(folders, name, sampler=SamplerSettings(eta=0.0))
+    latents = SampleRandom(5, [0, 1], CPU).normal("start", module.backbone.latent_shape())
+    pipeline = module.backbone.pipeline_class.from_pretrained(folders[name])
+    unguided = {"guidance_scale": 1.0} if name == "flux2" else {}  # FLUX.1's own default is the guidance input
+    sigmas = [1.0, 0.75, 0.5, 0.25]
+    theirs = call(pipeline, module.backbone, PROMPTS, latents, sigmas=sigmas, output_type="pt", **unguided)
+    assert pipeline.scheduler.sigmas.tolist() == pytest.approx(module.sigmas)
+    ours = module.generate(PROMPTS, [0, 1], seed=5, role=TEACHER)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    assert (ours[0] - module.generate(PROMPTS[1:], [0], seed=5, role=TEACHER)[0]).abs().max() > 5e-3  # prompts matter
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "forward_passes"),
+    [
+        ("flux", {"guidance_scale": GUIDANCE}, 1),
+        ("flux_free", {"true_cfg_scale": GUIDANCE, "negative_prompt": ["", ""]}, 2),
+        ("flux2", {"guidance_scale": GUIDANCE}, 2),
+    ],
+)
+def test_the_teachers_guidance_is_the_pipelines(folders, name, options, forward_passes):
+    """Two Euler steps: the clean prediction is never reached, so both velocities count."""
+    module = built(folders, name)
+    backbone, conditioning = module.backbone, module.embed(PROMPTS, CPU)
+    latents = torch.randn(2, *backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
+    pipeline = backbone.pipeline_class.from_pretrained(folders[name])
+    theirs = call(pipeline, backbone, PROMPTS, latents, sigmas=[1.0, 0.5], output_type="pt", **options)
+    counted = []
+    handle = module.transformer.register_forward_pre_hook(
+        lambda _, args, kwargs: counted.append(len(kwargs["hidden_states"])), with_kwargs=True
+    )
+    sigmas = backbone.sigmas([1000, 500])
+    for sigma, sigma_next in pairwise(sigmas):
+        velocity = module.teacher_velocity(latents, sigma, conditioning, GUIDANCE)
+        latents = latents + (sigma_next - sigma) * velocity
+    handle.remove()
+    torch.testing.assert_close(backbone.decode(latents).clamp(0, 1), theirs, rtol=0, atol=1e-4)
+    assert counted == [2 * forward_passes] * 2
+    assert (velocity - module.velocity(TEACHER, latents, sigma, conditioning)).abs().max() > 1e-3
+
+
+def test_all_roles_but_the_teacher_get_the_backbones_guidance(folders):
+    module = built(folders, "flux")
+    seen = {}
+    module.transformer.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.update({module.roles.active: kwargs["guidance"].tolist()}), with_kwargs=True
+    )
+    conditioning = module.embed(PROMPTS, CPU)
+    latents = torch.zeros(2, *module.backbone.latent_shape())
+    for role in (GENERATOR, FAKE_SCORE, EMA):
+        module.velocity(role, latents, 0.5, conditioning)
+    module.teacher_velocity(latents, 0.5, conditioning, 2.0)
+    assert seen == {(GENERATOR,): [3.5, 3.5], (FAKE_SCORE,): [3.5, 3.5], (EMA,): [3.5, 3.5], (): [2.0, 2.0]}
+
+
+def test_a_generator_that_has_not_learnt_yet_is_the_guided_teacher(folders):
+    module = built(folders, "flux", move_adapters=False)
+    conditioning = module.embed(PROMPTS, CPU)
+    latents = torch.randn(2, *module.backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
+    teacher = module.teacher_velocity(latents, 0.5, conditioning, 3.5)
+    torch.testing.assert_close(module.velocity(GENERATOR, latents, 0.5, conditioning), teacher, rtol=0, atol=0)
+    other = FluxBackbone(str(folders["flux"]), guidance=1.0, **OPTIONS)
+    other.load()
+    unguided = other.velocity(module.transformer, latents, torch.full((2,), 0.5), conditioning)
+    assert (unguided - teacher).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_pipelines_own_schedule(folders, name):
+    backbone = tiny_backbones(folders)[name]
+    backbone.load()
+    pipeline = backbone.pipeline_class.from_pretrained(folders[name])
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline(prompt="a", num_inference_steps=7, height=RESOLUTION, width=RESOLUTION, max_sequence_length=TEXT_TOKENS)
+    assert backbone.pipeline_sigmas(7) == pytest.approx(pipeline.scheduler.sigmas.tolist())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_decode_passes_gradients_to_the_latents(folders, name):
+    module = built(folders, name)
+    latents = torch.randn(1, *module.backbone.latent_shape(), requires_grad=True)
+    module.backbone.decode(latents).square().sum().backward()
+    assert latents.grad is not None and (latents.grad != 0).all()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_bfloat16_base_gives_float32_velocities_near_the_float32_ones(folders, name):
+    velocities = []
+    for dtype in ("float32", "bfloat16"):
+        module = built(folders, name, backbone={"dtype": dtype})
+        latents = torch.randn(2, *module.backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
+        velocities.append(module.teacher_velocity(latents, 0.5, module.embed(PROMPTS, CPU), 2.0))
+    assert velocities[1].dtype == torch.float32
+    assert (velocities[1] - velocities[0]).norm() < 0.1 * velocities[0].norm()
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "flux2_two_bases"])
+def test_gradient_checkpointing_gives_the_same_gradients(folders, name):
+    gradients = []
+    for checkpointing in (False, True):
+        module = built(folders, name, backbone={"gradient_checkpointing": checkpointing})
+        for base in module.bases:
+            base.train()
+        latents = torch.randn(2, *module.backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
+        loss = module.velocity(GENERATOR, latents, 0.5, module.embed(PROMPTS, CPU)).square().mean()
+        with torch.no_grad():
+            module.velocity(FAKE_SCORE, latents, 0.5, module.embed(PROMPTS, CPU))
+        with module.roles.role(GENERATOR):
+            loss.backward()
+        assert all(parameter.grad is None for parameter in module.parameters_of(FAKE_SCORE))
+        gradients.append([parameter.grad for parameter in module.parameters_of(GENERATOR)])
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "flux2_two_bases"])
+def test_the_exported_adapter_makes_the_students_images_in_the_stock_pipeline(folders, name, tmp_path):
+    module = built(folders, name, sampler=SamplerSettings(eta=0.0))
+    backbone = module.backbone
+    write_adapter(lora.adapter_state_dict(module.base_of(EMA), EMA), tmp_path, backbone, module.lora)
+    pipeline = backbone.pipeline_class.from_pretrained(folders["flux2_distilled" if "two" in name else name])
+    latents = SampleRandom(5, [0, 1], CPU).normal("start", backbone.latent_shape())
+    options = {"sigmas": [1.0, 0.75, 0.5, 0.25], "output_type": "pt"}
+    options |= {"guidance_scale": 1.0} if "flux2" in name else {}
+    without = call(pipeline, backbone, PROMPTS, latents, **options)
+    pipeline.load_lora_weights(tmp_path)
+    theirs = call(pipeline, backbone, PROMPTS, latents, **options)
+    torch.testing.assert_close(module.generate(PROMPTS, [0, 1], seed=5), theirs, rtol=0, atol=1e-4)
+    assert (theirs - without).abs().max() > 1e-2
+
+
+# Refusals -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "part"), [("flux", "text_encoder_2"), ("flux2", "tokenizer")])
+def test_a_folder_that_lacks_a_part_is_refused_by_name(folders, name, part, tmp_path):
+    copy = tmp_path / "broken"
+    shutil.copytree(folders[name], copy)
+    shutil.rmtree(copy / part)
+    with pytest.raises(UserError, match=f"lacks {part}$"):
+        type(tiny_backbones(folders)[name])(str(copy), **OPTIONS).load()
+
+
+@pytest.mark.parametrize("name", ["flux", "flux2"])
+@pytest.mark.parametrize("resolution", [0, 28, -8])
+def test_a_resolution_that_has_no_whole_patches_is_refused(folders, name, resolution):
+    with pytest.raises(UserError, match=f"resolution {resolution} cannot be represented"):
+        tiny_backbones(folders, resolution=resolution)[name].load()
+
+
+def test_the_distilled_klein_is_refused_as_a_teacher(folders):
+    with pytest.raises(UserError, match="generator_pretrained"):
+        Flux2Backbone(str(folders["flux2_distilled"]), **OPTIONS).load()
+
+
+def test_a_missing_generator_base_is_told_by_name(folders, tmp_path):
+    backbone = Flux2Backbone(str(folders["flux2"]), generator_pretrained=str(tmp_path / "no"), **OPTIONS)
+    with pytest.raises(UserError, match="no does not exist"):
+        backbone.load_generator_base()
+
+
+def with_scheduler(folder, copy, **options):
+    shutil.copytree(folder, copy)
+    path = copy / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | options))
+    return str(copy)
+
+
+def test_a_scheduler_of_another_kind_is_refused(folders, tmp_path):
+    for number, options in enumerate(({"shift_terminal": 0.1}, {"time_shift_type": "linear"})):
+        backbone = FluxBackbone(with_scheduler(folders["flux"], tmp_path / str(number), **options), **OPTIONS)
+        backbone.load()
+        with pytest.raises(UserError, match="shift_terminal or time_shift_type"):
+            backbone.sigmas([1000, 500])
+
+
+def test_a_static_shift_is_used_where_the_scheduler_has_one(folders, tmp_path):
+    options = {"use_dynamic_shifting": False, "shift": 3.0}
+    backbone = FluxBackbone(with_scheduler(folders["flux_free"], tmp_path / "schnell", **options), **OPTIONS)
+    backbone.load()
+    assert backbone.sigmas([1000, 750, 500, 250]) == pytest.approx((1.0, 0.9, 0.75, 0.5, 0.0))
+
+
+def test_the_pipelines_are_the_families_own():
+    assert FluxBackbone.pipeline_class is FluxPipeline and Flux2Backbone.pipeline_class is Flux2KleinPipeline

@@ -1,0 +1,88 @@
+"""FLUX.2-klein: the generator and its EMA live in weights of their own, teacher and fake score in klein-base."""
+
+import pytest
+import torch
+
+from rtdmd_lightning.models import lora
+from rtdmd_lightning.modules.core import EMA, FAKE_SCORE, GENERATOR, TEACHER
+from tests.tiny_backbones import module_of, tiny_backbones
+
+LEVEL = 0.6
+
+
+@pytest.fixture
+def backbone(folders):
+    return tiny_backbones(folders)["flux2_two_bases"]
+
+
+def inputs(module):
+    latents = torch.randn(2, *module.backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
+    return latents, module.embed(["a red circle", "two blue crosses"], torch.device("cpu"))
+
+
+def bare(backbone, transformer, latents, conditioning):
+    return backbone.velocity(transformer, latents, torch.full((2,), LEVEL), conditioning)
+
+
+def test_every_role_starts_from_its_own_weights(backbone):
+    module = module_of(backbone, move_adapters=False)
+    latents, conditioning = inputs(module)
+    klein_base = bare(backbone, backbone.load(), latents, conditioning)
+    distilled = bare(backbone, backbone.load_generator_base(), latents, conditioning)
+    assert (klein_base - distilled).abs().max() > 0.1
+    for role, expected in ((TEACHER, klein_base), (FAKE_SCORE, klein_base), (GENERATOR, distilled), (EMA, distilled)):
+        torch.testing.assert_close(
+            module.velocity(role, latents, LEVEL, conditioning), expected, rtol=0, atol=0, msg=role
+        )
+
+
+def test_without_a_base_of_its_own_the_generator_starts_from_the_teachers(folders):
+    module = module_of(tiny_backbones(folders)["flux2"], move_adapters=False)
+    assert module.generator_base is None and module.bases == [module.transformer]
+    latents, conditioning = inputs(module)
+    teacher = module.velocity(TEACHER, latents, LEVEL, conditioning)
+    torch.testing.assert_close(module.velocity(GENERATOR, latents, LEVEL, conditioning), teacher, rtol=0, atol=0)
+
+
+def test_an_adapter_exists_only_where_its_roles_run(backbone):
+    module = module_of(backbone)
+    for base, present, absent in (
+        (module.transformer, (FAKE_SCORE,), (GENERATOR, EMA)),
+        (module.generator_base, (GENERATOR, EMA), (FAKE_SCORE,)),
+    ):
+        assert all(lora.adapter_parameters(base, name) for name in present)
+        assert not any(lora.adapter_parameters(base, name) for name in absent)
+
+
+def test_what_trains_is_the_same_set_in_every_role(backbone):
+    module = module_of(backbone)
+    expected = {id(parameter) for role in (GENERATOR, FAKE_SCORE) for parameter in module.parameters_of(role)}
+    for role in (GENERATOR, FAKE_SCORE, TEACHER, EMA):
+        with module.roles.role(role):
+            assert {id(parameter) for parameter in module.parameters() if parameter.requires_grad} == expected
+
+
+def test_a_checkpoint_holds_all_adapters_and_no_base_and_restores_every_role(backbone, folders):
+    module = module_of(backbone)
+    state = module.state_dict()
+    assert len(state) == sum(len(module.parameters_of(role)) for role in (GENERATOR, FAKE_SCORE, EMA))
+    fresh = module_of(tiny_backbones(folders)["flux2_two_bases"], move_adapters=False)
+    fresh.load_state_dict(state)
+    latents, conditioning = inputs(module)
+    for role in (GENERATOR, FAKE_SCORE, EMA):
+        restored, saved = (m.velocity(role, latents, LEVEL, conditioning) for m in (fresh, module))
+        torch.testing.assert_close(restored, saved, rtol=0, atol=0, msg=role)
+
+
+def test_the_adapter_files_keys_are_those_of_a_bare_transformer(backbone, folders, tmp_path):
+    module = module_of(backbone)
+    state = lora.adapter_state_dict(module.base_of(EMA), EMA)
+    shared = module_of(tiny_backbones(folders)["flux2"])
+    assert state.keys() == lora.adapter_state_dict(shared.base_of(EMA), EMA).keys()
+    path = tmp_path / "generator_ema.pt"
+    torch.save(state, path)
+    started = module_of(tiny_backbones(folders)["flux2_two_bases"], move_adapters=False, initial_adapter=str(path))
+    latents, conditioning = inputs(module)
+    expected = module.velocity(EMA, latents, LEVEL, conditioning)
+    for role in (GENERATOR, EMA):
+        torch.testing.assert_close(started.velocity(role, latents, LEVEL, conditioning), expected, rtol=0, atol=0)

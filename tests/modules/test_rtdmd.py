@@ -1,0 +1,120 @@
+"""RTDMD: ratio one, one forward per step, shared noise, what each ablation leaves out."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from rtdmd_lightning import fit
+from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.modules.core import FAKE_SCORE, GENERATOR, TEACHER
+from rtdmd_lightning.modules.rtdmd import COLD_START, RTDMDModule
+from tests.tiny_rtdmd import write_rtdmd_config
+
+
+@pytest.fixture(scope="module")
+def cold_start(tiny_folder, tmp_path_factory):
+    from tests.tiny_rtdmd import save_cold_start
+
+    return save_cold_start(tiny_folder, tmp_path_factory.mktemp("cold_start"))
+
+
+def run_epochs(tmp_path, tiny_folder, cold_start, *options, epochs=1):
+    """An in-process run; returns the module, what it logged last, and the forward passes' samples by role."""
+    counts: Counter = Counter()
+    original = RTDMDModule.velocity
+
+    def counting(self, role, latents, sigma, conditioning):
+        if self.global_step == 0 and self.trainer.training and not self.trainer.sanity_checking:
+            counts[role] += len(latents)
+        return original(self, role, latents, sigma, conditioning)
+
+    config = write_rtdmd_config(tmp_path, tiny_folder, cold_start)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RTDMDModule, "velocity", counting)
+        run = fit.main(["--config", str(config), f"--trainer.max_steps={epochs}", *options])
+    return run.model, run.trainer.callback_metrics, counts
+
+
+SAMPLES = 16  # 4 micro-batches of 4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--trainer.precision=bf16-mixed"],
+        ["--model.backbone.gradient_checkpointing=true"],
+        ["--model.trajectory_dtype=bfloat16"],
+        ["--trainer.precision=bf16-mixed", "--model.backbone.dtype=bfloat16", "--model.trajectory_dtype=bfloat16"],
+    ],
+)
+def test_the_ratio_is_one_on_the_first_update(tmp_path, tiny_folder, cold_start, options):
+    _, logged, _ = run_epochs(tmp_path, tiny_folder, cold_start, *options)
+    assert logged["policy/ratio_deviation"] < 1e-6
+    assert logged["policy/clipped"] == 0
+
+
+def test_other_weights_make_another_ratio(tmp_path, tiny_folder, cold_start):
+    """So the check above can fail: here the generator's weights move between the rollout and the update."""
+    original = RTDMDModule.update_fake_score
+
+    def and_move_the_generator(self, rollouts):
+        original(self, rollouts)
+        for parameter in self.parameters_of(GENERATOR):
+            parameter.data += 0.05
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RTDMDModule, "update_fake_score", and_move_the_generator)
+        _, logged, _ = run_epochs(tmp_path, tiny_folder, cold_start)
+    assert logged["policy/ratio_deviation"] > 1e-4
+    assert logged["policy/clipped"] > 0.9
+
+
+def test_forward_passes_are_those_of_the_docstring(tmp_path, tiny_folder, cold_start):
+    _, logged, counts = run_epochs(tmp_path, tiny_folder, cold_start)
+    kept = int(logged["policy/kept_samples"])
+    assert 0 < kept <= SAMPLES
+    rollout, trained = 4 * SAMPLES, 2 * SAMPLES
+    assert counts[GENERATOR] == rollout + trained + kept
+    assert counts[FAKE_SCORE] == 3 * SAMPLES + kept
+    assert counts[TEACHER] == 2 * kept
+    assert counts[COLD_START] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "generator", "fake_score", "teacher", "reference"),
+    [
+        (["--model.policy.trained_steps=3"], 4 + 3 + 1, 4, 2, 0),
+        (["--model.policy.kl_weight=0.1"], 4 + 2 + 1, 4, 2, 2),
+        (["--model.policy.weight=0"], 4 + 1, 4, 2, 0),
+        (["--model.final_step.matching_weight=0"], 4 + 2 + 1, 0, 0, 0),
+        (["--model.final_step.reward_weight=0"], 4 + 2 + 1, 4, 2, 0),
+        (["--model.consistency.weight=0"], 4 + 2 + 1, 2, 2, 0),
+        (["--model.final_step.matching_weight=0", "--model.final_step.reward_weight=0"], 4 + 2, 0, 0, 0),
+    ],
+)
+def test_an_ablation_saves_its_passes(
+    tmp_path, tiny_folder, cold_start, options, generator, fake_score, teacher, reference
+):
+    _, logged, counts = run_epochs(tmp_path, tiny_folder, cold_start, *options)
+    if logged["policy/kept_samples"] < SAMPLES:
+        pytest.fail("the settings of this test should leave no group without advantages")
+    expected = {GENERATOR: generator, FAKE_SCORE: fake_score, TEACHER: teacher, COLD_START: reference}
+    assert counts == Counter({role: SAMPLES * count for role, count in expected.items()})
+
+
+def test_refused(tmp_path, tiny_folder, cold_start):
+    config = str(write_rtdmd_config(tmp_path, tiny_folder, cold_start))
+    for option, message in (
+        ("--model.policy.trained_steps=4", "trained_steps must lie between 1 and 3"),
+        ("--model.sampler.eta=0", "no step is stochastic"),
+        ("--model.images_per_prompt=3", "16 is no multiple of model.images_per_prompt 3"),
+        ("--model.cold_start=/nowhere.pt", "/nowhere.pt does not exist"),
+    ):
+        with pytest.raises(Exception) as caught:
+            fit.main(["--config", config, option])
+        error = caught.value
+        while error.__cause__ is not None and not isinstance(error, UserError):
+            error = error.__cause__
+        assert message in str(error)

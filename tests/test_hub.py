@@ -1,0 +1,143 @@
+"""Publishing and fetching through the real client, against a hub on loopback."""
+
+import json
+
+import huggingface_hub.constants
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+
+from rtdmd_lightning import adapters, hub
+from rtdmd_lightning.callbacks.export import write_adapter
+from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.models.lora import adapter_state_dict
+from rtdmd_lightning.modules.core import EMA, GENERATOR
+from tests.fake_hub import TOKEN, fake_hub
+from tests.tiny import tiny_module, write_config
+
+NAME = "someone/tiny-rtdmd"
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    # The client's other protocol for large files talks to servers that no endpoint setting reaches.
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    with fake_hub() as server:
+        yield server
+
+
+@pytest.fixture
+def stages(tiny_folder, tmp_path):
+    """The folders of two stages and the second one's run, as training leaves them."""
+    module = tiny_module(tiny_folder)
+    for stage, role in (("cold_start", GENERATOR), ("rtdmd", EMA)):
+        folder = tmp_path / "runs" / stage
+        write_adapter(adapter_state_dict(module.transformer, role), folder, module.backbone, module.lora)
+    run = tmp_path / "runs"
+    config = yaml.safe_load(write_config(tmp_path / "c", tiny_folder).read_text())
+    config["model"]["class_path"] = "rtdmd_lightning.modules.ACDMDModule"
+    config["model"]["init_args"]["sampler"] = {"steps": [1000, 750, 500, 250], "eta": 0.9}
+    (run / "config.yaml").write_text(yaml.safe_dump({"seed_everything": 0} | config))
+    rows = [
+        {"step": 2, "eval/shapes": 0.25},
+        {"step": 4, "training_seconds": 9.0, "eval/shapes": 0.5, "eval/shapes/color": 0.75},
+    ]
+    (run / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [str(run / "cold_start"), str(run / "rtdmd")], run
+
+
+def push(server, stages, **options) -> str:
+    folders, run = stages
+    return hub.push(folders, run, NAME, **{"endpoint": server.endpoint, "token": TOKEN} | options)
+
+
+def test_what_is_pushed_comes_back(server, stages, tmp_path):
+    commit = push(server, stages, private=True)
+    assert commit.startswith(f"{server.endpoint}/{NAME}/commit/") and server.private == {NAME}
+    assert set(server.repositories[NAME]) == {
+        "README.md", "result.json", "recipe.yaml", "pytorch_lora_weights.safetensors",
+        "cold_start/generator_ema.pt", "rtdmd/generator_ema.pt",
+    }  # fmt: skip
+    assert set(server.uploaded_as_objects) == {
+        path for path in server.repositories[NAME] if path.endswith(("pt", "rs"))
+    }
+    fetched = hub.pull(NAME, tmp_path / "out", endpoint=server.endpoint, token=TOKEN)
+    assert fetched == [str(tmp_path / "out" / stage) for stage in ("cold_start", "rtdmd")]
+    originals = [adapters.read(path) for path in stages[0]]
+    for path, original in zip(fetched, originals, strict=True):
+        read = adapters.read(path)
+        assert read.layers.keys() == original.layers.keys() and read.scale == original.scale
+        assert all(torch.equal(read.layers[layer].up, update.up) for layer, update in original.layers.items())
+    whole = adapters.read(tmp_path / "out" / "pytorch_lora_weights.safetensors")
+    for layer, update in adapters.stack(originals).layers.items():
+        torch.testing.assert_close(whole.layers[layer].delta(), update.delta())
+
+
+def test_the_card_tells_base_recipe_scores_and_use(server, stages, tiny_folder):
+    push(server, stages, base="stabilityai/stable-diffusion-3.5-medium")
+    card = ModelCard(server.repositories[NAME]["README.md"].decode())
+    assert card.data.base_model == "stabilityai/stable-diffusion-3.5-medium"
+    assert (card.data.library_name, card.data.pipeline_tag) == ("diffusers", "text-to-image")
+    assert {(result.metric_type, result.metric_value) for result in card.data.eval_results} == {
+        ("shapes", 0.5),
+        ("shapes/color", 0.75),
+    }
+    text = card.text
+    for told in (
+        "`cold_start` (rank 4) → `rtdmd` (rank 4)",
+        "| raw timesteps | 1000, 750, 500, 250 |",
+        "after 4 generator updates",
+        "| shapes/color | 0.7500 |",
+        f'pipe.load_lora_weights("{NAME}")',
+        'StableDiffusion3Pipeline.from_pretrained("stabilityai/stable-diffusion-3.5-medium"',
+        "num_inference_steps=4, guidance_scale=1)",
+        "--adapters tiny-rtdmd/cold_start tiny-rtdmd/rtdmd",
+        "learning_rate: 0.01",
+    ):
+        assert told in text, told
+    assert "save_dir" not in text  # the trainer's part of the configuration is about one machine
+    compile(text.split("```python\n")[1].split("```")[0], "the card's example", "exec")
+
+
+def test_a_base_in_a_folder_is_no_hub_id(server, stages):
+    push(server, stages)
+    assert ModelCard(server.repositories[NAME]["README.md"].decode()).data.base_model is None
+
+
+def test_a_run_without_scores_says_so(server, stages):
+    (stages[1] / "eval.jsonl").unlink()
+    push(server, stages)
+    assert "None were taken." in server.repositories[NAME]["README.md"].decode()
+
+
+def test_what_the_hub_refuses_is_told(server, stages, tmp_path):
+    with pytest.raises(UserError, match="the hub did not take someone/tiny-rtdmd"):
+        push(server, stages, token="hf_wrong")
+    with pytest.raises(UserError, match="the hub did not give someone/nothing"):
+        hub.pull("someone/nothing", tmp_path / "out", endpoint=server.endpoint, token=TOKEN)
+    server.repositories["someone/else"] = {"README.md": b"other"}
+    with pytest.raises(UserError, match=r"no result of this project: it has no result\.json"):
+        hub.pull("someone/else", tmp_path / "out", endpoint=server.endpoint, token=TOKEN)
+
+
+def test_nothing_is_sent_of_a_stack_that_does_not_fit(server, stages, tmp_path):
+    torch.save(
+        {"x.lora_A.default.weight": torch.zeros(2, 4), "x.lora_B.default.weight": torch.zeros(4, 2)}, tmp_path / "x.pt"
+    )
+    with pytest.raises(UserError, match="no key matches"):
+        push(server, ([str(tmp_path / "x.pt")], stages[1]))
+    with pytest.raises(UserError, match="must differ"):
+        push(server, ([stages[0][0]] * 2, stages[1]))
+    with pytest.raises(UserError, match=r"no config\.yaml"):
+        push(server, (stages[0], tmp_path))
+    assert not server.repositories
+
+
+def test_the_command_line_prints_the_adapters_for_the_other_commands(server, stages, tmp_path, capsys):
+    options = [f"--repo_id={NAME}", f"--endpoint={server.endpoint}", f"--token={TOKEN}"]
+    hub.main(["push", "--adapters", *stages[0], f"--run={stages[1]}", *options])
+    hub.main(["pull", *options, f"--out={tmp_path / 'out'}"])
+    pushed, pulled = capsys.readouterr().out.splitlines()[-2:]
+    assert "/commit/" in pushed and pulled == f"--adapters {tmp_path}/out/cold_start {tmp_path}/out/rtdmd"

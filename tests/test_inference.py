@@ -1,0 +1,120 @@
+"""Drawing with frozen adapters: the stock pipeline's images, merging, and independence of the batch."""
+
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from rtdmd_lightning import adapters
+from rtdmd_lightning.adapters import Adapter, LayerUpdate
+from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.inference import METHOD_STEPS, InferenceModel, even_steps
+from rtdmd_lightning.randomness import SampleRandom
+from tests.tiny import tiny_backbone, tiny_module
+
+CPU = torch.device("cpu")
+PROMPTS = ["a photo of a red circle", "a photo of two crosses", "a photo of a blue square"]
+
+
+def random_adapter(rank: int, seed: int, scale: float = 2.0, every: int = 1) -> Adapter:
+    """On every `every`-th of the tiny pipeline's joint-attention query projections and feed-forward inputs."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {f"transformer_blocks.{block}.attn.to_q": (32, 32) for block in range(3)}
+    shapes |= {f"transformer_blocks.{block}.attn.add_k_proj": (32, 32) for block in range(0, 3, every)}
+    layers = {
+        path: LayerUpdate(
+            0.3 * torch.randn(rank, inputs, generator=generator),
+            0.3 * torch.randn(outputs, rank, generator=generator),
+            scale,
+        )
+        for path, (outputs, inputs) in shapes.items()
+    }
+    return Adapter(layers, f"adapter {seed}")
+
+
+def save_published(adapter: Adapter, path) -> str:
+    state = {}
+    for layer, update in adapter.layers.items():
+        state |= {f"{layer}.lora_A.default.weight": update.down, f"{layer}.lora_B.default.weight": update.up}
+    torch.save(state, path)
+    return str(path)
+
+
+def model(folder, adapters=(), **options) -> InferenceModel:
+    built = InferenceModel(tiny_backbone(folder), adapters, **options)
+    built.load(CPU)
+    return built
+
+
+@pytest.fixture
+def two_files(tmp_path):
+    return [save_published(random_adapter(rank, rank), tmp_path / f"{rank}.pt") for rank in (2, 3)]
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_eta_zero_and_a_number_of_steps_is_the_stock_pipeline(tiny_folder, guidance_scale):
+    latents = SampleRandom(5, [0, 1], CPU).normal("start", (4, 8, 8))
+    pipeline = StableDiffusion3Pipeline.from_pretrained(tiny_folder, text_encoder_3=None, tokenizer_3=None)
+    theirs = pipeline(
+        PROMPTS[:2],
+        latents=latents,
+        num_inference_steps=28,
+        guidance_scale=guidance_scale,
+        max_sequence_length=1,
+        output_type="pt",
+    ).images
+    ours = model(tiny_folder, steps=28, guidance_scale=guidance_scale, eta=0.0).generate(PROMPTS[:2], [0, 1], seed=5)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    even = model(tiny_folder, steps=even_steps(28), guidance_scale=guidance_scale, eta=0.0)
+    assert (even.generate(PROMPTS[:2], [0, 1], seed=5) - theirs).abs().max() > 1e-4  # the schedules do differ
+
+
+def test_without_adapters_it_draws_what_the_training_module_draws_in_the_teachers_role(tiny_folder):
+    module = tiny_module(tiny_folder)
+    expected = module.generate(PROMPTS, [4, 0, 7], seed=3, role="teacher")
+    torch.testing.assert_close(model(tiny_folder).generate(PROMPTS, [4, 0, 7], seed=3), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_an_image_is_the_same_in_any_batch(tiny_folder, two_files, guidance_scale):
+    drawer = model(tiny_folder, two_files, guidance_scale=guidance_scale)
+    together = drawer.generate(PROMPTS, [0, 1, 2], seed=1)
+    alone = torch.cat([drawer.generate([prompt], [index], seed=1) for index, prompt in enumerate(PROMPTS)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+    other = drawer.generate(PROMPTS, [0, 1, 3], seed=1)
+    assert torch.equal(other[:2], together[:2]) and not torch.allclose(other[2], together[2], atol=1e-3)
+
+
+def test_adapters_in_order_are_those_adapters_merged_one_after_the_other(tiny_folder, two_files):
+    stacked = model(tiny_folder, two_files).generate(PROMPTS, [0, 1, 2], seed=1)
+    merged = model(tiny_folder)
+    for path in two_files:
+        adapters.merge(merged.transformer, adapters.read(path))
+    torch.testing.assert_close(stacked, merged.generate(PROMPTS, [0, 1, 2], seed=1), rtol=0, atol=1e-5)
+    for alone in ([], two_files[:1], two_files[1:]):
+        images = model(tiny_folder, alone).generate(PROMPTS, [0, 1, 2], seed=1)
+        assert (images - stacked).abs().max() > 1e-3
+
+
+def test_nothing_of_it_trains(tiny_folder, two_files):
+    assert not any(parameter.requires_grad for parameter in model(tiny_folder, two_files).transformer.parameters())
+
+
+def test_four_even_steps_are_the_methods():
+    assert tuple(even_steps(4)) == METHOD_STEPS
+    assert even_steps(1) == [1000] and even_steps(3) == [1000, 667, 333]
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"steps": []}, "steps must fall"),
+        ({"steps": [250, 500]}, "steps must fall"),
+        ({"steps": [1200, 500]}, "steps must fall"),
+        ({"steps": 0}, "number of steps"),
+        ({"guidance_scale": 0.5}, "guidance_scale"),
+        ({"eta": 1.5}, "eta"),
+    ],
+)
+def test_bad_options_are_refused(tiny_folder, options, wanted):
+    with pytest.raises(UserError, match=wanted):
+        InferenceModel(tiny_backbone(tiny_folder), **options)

@@ -1,0 +1,98 @@
+"""Stage 2 on a tiny random pipeline: a random cold start, a differentiable reward, a config."""
+
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor
+
+from rtdmd_lightning.callbacks.export import write_adapter
+from rtdmd_lightning.models.lora import adapter_state_dict
+from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE
+from rtdmd_lightning.modules.core import EMA, FAKE_SCORE
+from rtdmd_lightning.rewards.base import Reward
+from tests.tiny import REPOSITORY, tiny_module
+
+
+class Redness(Reward):
+    """Red less green: it has a gradient, and every image its own."""
+
+    name = "redness"
+    differentiable = True
+
+    def score(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
+        return (images[:, 0] - images[:, 1]).mean(dim=(1, 2))
+
+
+class Contrast(Reward):
+    """The pixels' spread, without a gradient."""
+
+    name = "contrast"
+    differentiable = False
+
+    def score(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
+        return images.detach().flatten(1).std(dim=1)
+
+
+def save_cold_start(pipeline: Path, folder: Path) -> Path:
+    """The files of a stage 1 that moved its adapters at random."""
+    module = tiny_module(pipeline)
+    write_adapter(adapter_state_dict(module.transformer, EMA), folder, module.backbone, module.lora)
+    torch.save(adapter_state_dict(module.transformer, FAKE_SCORE), folder / FAKE_SCORE_FILE)
+    return folder
+
+
+def write_rtdmd_config(folder: Path, pipeline: Path, cold_start: Path, **model) -> Path:
+    """A config of a few fast epochs, built on the shipped defaults: 4 micro-batches of 4, 4 images a prompt."""
+    config = {
+        "defaults": [str(REPOSITORY / "configs/rtdmd/defaults.yaml")],
+        "trainer": {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_steps": 2,
+            "enable_progress_bar": False,
+            "logger": {"init_args": {"save_dir": str(folder / "runs"), "name": "run"}},
+            "callbacks": [
+                {
+                    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+                    "init_args": {"every_n_train_steps": 1, "save_last": True, "save_top_k": -1},
+                },
+                {"class_path": "rtdmd_lightning.callbacks.ExportGenerator", "init_args": {"name": "rtdmd"}},
+            ],
+        },
+        "data": {"prompts": "shapes:train"},
+        "model": {
+            "init_args": {
+                "backbone": {
+                    "class_path": "rtdmd_lightning.models.SD3Backbone",
+                    "init_args": {
+                        "pretrained": str(pipeline),
+                        "resolution": 32,
+                        "use_t5": False,
+                        "max_sequence_length": 1,
+                        "dtype": "float32",
+                    },
+                },
+                "cold_start": str(cold_start),
+                "batch_size": 4,
+                "micro_batches": 4,
+                "images_per_prompt": 4,
+                "guidance_scale": [3.0, 3.0],
+                "lora": {"rank": 4, "alpha": 8},
+                "rewards": {
+                    "rewards": [
+                        {"class_path": "tests.tiny_rtdmd.Redness"},
+                        {"class_path": "tests.tiny_rtdmd.Contrast"},
+                    ],
+                    "weights": {"redness": 1.0, "contrast": 1.0},
+                },
+                "generator_optimizer": {"learning_rate": 1.0e-2, "eps": 1.0e-2},
+                "fake_optimizer": {"learning_rate": 1.0e-2, "eps": 1.0e-2},
+            }
+            | model
+        },
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
