@@ -10,17 +10,19 @@ export MALLOC_MMAP_MAX_ := 0
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format typecheck unit teacher cold-start tensorboard clean
+.PHONY: help install demo test lint format typecheck unit teacher tiny-clip cold-start rtdmd compare-cold-start bench eval \
+	tensorboard clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
 
 install: $(VENV)/.installed ## Make .venv and install the pinned requirements (the other targets do this when needed)
 
-$(VENV)/.installed: requirements.txt
+$(VENV)/.installed: requirements.txt requirements-no-deps.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet -r requirements.txt
+	$(PY) -m pip install --quiet --no-deps -r requirements-no-deps.txt
 	@touch $@
 
 demo: install ## Cold start on the embedded teacher in minutes: table, picture, TensorBoard log
@@ -47,6 +49,21 @@ teacher: install ## Train the embedded teacher again (about an hour on two cores
 
 cold-start: install ## The full stage 1 on the embedded world
 	$(PY) -m rtdmd_lightning.fit --config configs/cold_start/tiny_sd3.yaml
+
+rtdmd: install ## The full stage 2 on the embedded world, from the shipped cold start
+	$(PY) -m rtdmd_lightning.fit --config configs/rtdmd/tiny_sd3.yaml
+
+compare-cold-start: install ## AC-DMD against DMD2 and its other variants (resumable; hours): table and curves in notebooks/results
+	$(PY) -m rtdmd_lightning.compare --study configs/compare/cold_start.yaml
+
+bench: install ## Seconds per update and peak memory of the cold start
+	$(PY) -m rtdmd_lightning.benchmarks
+
+eval: install ## Teacher and students on held-out prompts: results.json, a table, report.html
+	$(PY) -m rtdmd_lightning.evaluate --config configs/evaluate/tiny_sd3.yaml
+
+tiny-clip: install ## Train the embedded world's CLIP again into checkpoints/tiny-clip
+	$(PY) -m rtdmd_lightning.shapes.clip
 
 tensorboard: install ## Curves and pictures of the runs
 	$(VENV)/bin/tensorboard --logdir runs

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from jsonargparse import auto_cli
+from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -100,4 +100,7 @@ def save_side_by_side(columns: list[Tensor], path: Path, count: int) -> None:
 
 if __name__ == "__main__":
     with readable_errors():
-        auto_cli(demo, args=sys.argv[1:], exit_on_error=False)
+        # Not jsonargparse's auto_cli: that drops a function's parameter named `config`.
+        parser = ArgumentParser(prog="rtdmd_lightning.demo", description=__doc__, exit_on_error=False)
+        parser.add_function_arguments(demo)
+        demo(**parser.instantiate(parser.parse_args(sys.argv[1:])))

@@ -45,7 +45,7 @@ def push(
         adapters: files or folders in any format, in the order of the stack; a folder's name is the adapter's name.
         run: the log folder of the last stage, with its `config.yaml` and, if it was evaluated, `eval.jsonl`.
         repo_id: `OWNER/NAME`, made if it does not exist.
-        base: the base model's hub id, where the run read it from a folder.
+        base: the hub id of the generator's base model, where the run read it from a folder.
         private: of a repository that is made.
         endpoint: another hub than huggingface.co.
         token: by default that of `hf auth login`.
@@ -93,7 +93,9 @@ def gather(adapters: Sequence[str], run: Path, base: str | None, folder: Path) -
     """Write everything but the card into a folder. Raises UserError where an adapter does not fit or a file is missing."""
     config = _config(run)
     backbone = config["model"]["init_args"]["backbone"]["init_args"]
-    trained_on = backbone["pretrained"]
+    trained_on = (
+        backbone.get("generator_pretrained") or backbone["pretrained"]
+    )  # FLUX.2's student may have its own base
     names = _names(adapters)
     read = {name: lora.read(path) for name, path in zip(names, adapters, strict=True)}
     for name, adapter in read.items():

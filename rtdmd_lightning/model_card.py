@@ -1,5 +1,6 @@
 """The model card that a result is published with: where it comes from, how it was made, how it scores, how to use it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +46,8 @@ image = pipe("{{ prompt }}", {{ call }}).images[0]
 Each adapter alone is a plain state dict, `NAME/generator_ema.pt`. They are stacked, never loaded into one place:
 
     python -m rtdmd_lightning.hub pull --repo_id {{ repo_id }} --out {{ name }}
-    python -m rtdmd_lightning.sample --base {{ base }} --adapters {{ pulled }} --steps "{{ steps }}" --eta {{ eta }} \\
-        --resolution {{ resolution }} --prompt "{{ prompt }}" --out images
+    python -m rtdmd_lightning.sample --base {{ sample_base }} --backbone '{{ backbone }}' --adapters {{ pulled }} \\
+        --resolution {{ resolution }} --steps "{{ steps }}" --eta {{ eta }} --prompt "{{ prompt }}" --out images
 
 ## Scores
 
@@ -65,7 +66,7 @@ The configuration of the last stage, as it ran (`recipe.yaml`):
 class Result:
     """What is published.
 
-    base: folder or hub id of the base model.
+    base: folder or hub id of the base model that the generator starts from.
     adapters: the names of the adapters, in the order of the stack, and their ranks.
     pipeline: the class of the base's diffusers pipeline.
     guidance_scale: what that pipeline must be called with to draw as the student is trained.
@@ -97,6 +98,18 @@ class Result:
         return self._options["backbone"]["init_args"]["resolution"]
 
     @property
+    def backbone(self) -> dict[str, Any]:
+        """The backbone's options beside the ones that `sample` has options of its own for."""
+        own = ("pretrained", "resolution", "gradient_checkpointing")
+        return {name: value for name, value in self._options["backbone"]["init_args"].items() if name not in own}
+
+    @property
+    def sample_base(self) -> str:
+        """What `sample` calls the base: the teacher's, where the generator has another, which is among the options then."""
+        backbone = self._options["backbone"]["init_args"]
+        return backbone["pretrained"] if backbone.get("generator_pretrained") else self.base
+
+    @property
     def method(self) -> str:
         return self.config["model"]["class_path"].rpartition(".")[2].removesuffix("Module")
 
@@ -126,6 +139,8 @@ def model_card(result: Result, repo_id: str, prompt: str = "a photo of two red c
         method=result.method,
         adapters=" → ".join(f"`{adapter}` ({rank})" for adapter, rank in result.adapters.items()),
         pulled=" ".join(f"{name}/{adapter}" for adapter in result.adapters),
+        sample_base=result.sample_base,
+        backbone=json.dumps(result.backbone),
         steps=result.steps,
         eta=result.eta,
         resolution=result.resolution,

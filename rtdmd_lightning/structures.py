@@ -93,7 +93,8 @@ class Trajectory:
     def step(self, number: int) -> ExecutedStep:
         """The step from `states[number]` to the next one."""
         return ExecutedStep(
-            *self.sigmas[number : number + 2],
+            self.sigmas[number],
+            self.sigmas[number + 1],
             self.states[number],
             self.velocities[number],
             self.noises[number],

@@ -50,7 +50,7 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *arguments) -> None:
         pass
 
-    def answer(self, status: int, body: bytes | dict = b"", **headers: str) -> None:
+    def answer(self, status: int, body: bytes | dict | list = b"", **headers: str) -> None:
         content = json.dumps(body).encode() if isinstance(body, dict | list) else body
         self.send_response(status)
         for name, value in ({"Content-Length": str(len(content))} | headers).items():
@@ -74,7 +74,7 @@ class Handler(BaseHTTPRequestHandler):
             asked = json.loads(body)
             repo_id = f"{asked.get('organization', 'someone')}/{asked['name']}"
             self.server.repositories.setdefault(repo_id, {})
-            if asked.get("private"):
+            if asked.get("visibility") == "private":
                 self.server.private.add(repo_id)
             self.answer(200, {"url": f"{self.server.endpoint}/{repo_id}"})
         elif path == "/api/validate-yaml":
@@ -124,6 +124,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.refused():
             return
         for repo_id, files in self.server.repositories.items():
+            if path == f"/api/models/{repo_id}/tree/{COMMIT}":
+                self.answer(200, [entry(name, content) for name, content in files.items()])
+                return
             if path.startswith(f"/api/models/{repo_id}"):
                 siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
                 self.answer(200, {"id": repo_id, "sha": COMMIT, "siblings": siblings})
@@ -138,3 +141,9 @@ class Handler(BaseHTTPRequestHandler):
 
 def upload_mode(path: str) -> str:
     return "lfs" if path.endswith((".safetensors", ".pt")) else "regular"
+
+
+def entry(name: str, content: bytes) -> dict:
+    oid = hashlib.sha256(content).hexdigest()
+    pointer = {"oid": oid, "size": len(content), "pointerSize": 128} if upload_mode(name) == "lfs" else None
+    return {"type": "file", "path": name, "size": len(content), "oid": oid[:40]} | ({"lfs": pointer} if pointer else {})

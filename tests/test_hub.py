@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from rtdmd_lightning import adapters, hub
 from rtdmd_lightning.callbacks.export import write_adapter
 from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.model_card import Result
 from rtdmd_lightning.models.lora import adapter_state_dict
 from rtdmd_lightning.modules.core import EMA, GENERATOR
 from tests.fake_hub import TOKEN, fake_hub
@@ -24,6 +25,7 @@ def server(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     # The client's other protocol for large files talks to servers that no endpoint setting reaches.
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with fake_hub() as server:
         yield server
 
@@ -98,12 +100,25 @@ def test_the_card_tells_base_recipe_scores_and_use(server, stages, tiny_folder):
     ):
         assert told in text, told
     assert "save_dir" not in text  # the trainer's part of the configuration is about one machine
+    options = '--backbone \'{"dtype": "float32", "max_sequence_length": 1, "use_t5": false}\''
+    assert f"--base stabilityai/stable-diffusion-3.5-medium {options}" in text
     compile(text.split("```python\n")[1].split("```")[0], "the card's example", "exec")
 
 
 def test_a_base_in_a_folder_is_no_hub_id(server, stages):
     push(server, stages)
     assert ModelCard(server.repositories[NAME]["README.md"].decode()).data.base_model is None
+
+
+def test_a_generator_with_a_base_of_its_own_is_published_for_that_base(tmp_path):
+    init_args = {"pretrained": "klein-base", "generator_pretrained": "klein", "resolution": 512}
+    config = {"model": {"class_path": "x.RTDMDModule", "init_args": {"backbone": {"init_args": init_args}}}}
+    result = Result("klein", {}, "Flux2KleinPipeline", 1.0, config, {})
+    assert (result.sample_base, result.backbone, result.method) == (
+        "klein-base",
+        {"generator_pretrained": "klein"},
+        "RTDMD",
+    )
 
 
 def test_a_run_without_scores_says_so(server, stages):

@@ -2,14 +2,16 @@
 
 import pytest
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel, StableDiffusion3Pipeline
 
 from rtdmd_lightning import adapters
 from rtdmd_lightning.adapters import Adapter, LayerUpdate
 from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.inference import METHOD_STEPS, InferenceModel, even_steps
+from rtdmd_lightning.models import Flux2Backbone
 from rtdmd_lightning.randomness import SampleRandom
 from tests.tiny import tiny_backbone, tiny_module
+from tests.tiny_backbones import OPTIONS, save_tiny_flux2
 
 CPU = torch.device("cpu")
 PROMPTS = ["a photo of a red circle", "a photo of two crosses", "a photo of a blue square"]
@@ -102,6 +104,39 @@ def test_nothing_of_it_trains(tiny_folder, two_files):
 def test_four_even_steps_are_the_methods():
     assert tuple(even_steps(4)) == METHOD_STEPS
     assert even_steps(1) == [1000] and even_steps(3) == [1000, 667, 333]
+
+
+def test_adapters_go_to_the_generators_own_base_where_it_has_one(tmp_path):
+    """FLUX.2-klein's student starts from the distilled weights; without adapters the model is the teacher."""
+    folders = {name: tmp_path / name for name in ("flux2", "flux2_distilled")}
+    for name, folder in folders.items():
+        save_tiny_flux2(folder, is_distilled=name == "flux2_distilled")
+    layer = "transformer_blocks.0.attn.to_q"
+    adapter = Adapter({layer: LayerUpdate(torch.randn(2, 32), torch.randn(32, 2), 2.0)}, "one layer")
+    path = save_published(adapter, tmp_path / "adapter.pt")
+    for adapters_, base, suffix in (([], "flux2", ""), ([path], "flux2_distilled", ".base_layer")):
+        backbone = Flux2Backbone(str(folders["flux2"]), generator_pretrained=str(folders["flux2_distilled"]), **OPTIONS)
+        drawer = InferenceModel(backbone, adapters_)
+        drawer.load(CPU)
+        found = drawer.transformer.get_parameter(f"{layer}{suffix}.weight")
+        expected = Flux2Transformer2DModel.from_pretrained(folders[base], subfolder="transformer")
+        assert torch.equal(found, expected.get_parameter(f"{layer}.weight"))
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_a_number_of_steps_is_the_stock_pipeline_where_the_shift_is_dynamic(guidance_scale, tmp_path):
+    save_tiny_flux2(tmp_path, is_distilled=False)
+    drawer = InferenceModel(Flux2Backbone(str(tmp_path), **OPTIONS), (), 7, guidance_scale, eta=0.0)
+    drawer.load(CPU)
+    ours = drawer.generate(PROMPTS[:1], [0], seed=5)
+    start = SampleRandom(5, [0], CPU).normal("start", drawer.backbone.latent_shape())
+    side = int(start.shape[1] ** 0.5)
+    theirs = Flux2KleinPipeline.from_pretrained(tmp_path)(
+        prompt=PROMPTS[:1], latents=start.transpose(1, 2).unflatten(2, (side, side)), num_inference_steps=7,
+        guidance_scale=guidance_scale, height=OPTIONS["resolution"], width=OPTIONS["resolution"],
+        max_sequence_length=OPTIONS["max_sequence_length"], output_type="pt",
+    ).images  # fmt: skip
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,11 @@ class PromptBatch:
 
     def at(self, rows: list[int]) -> "PromptBatch":
         """Some of its rows."""
-        return PromptBatch(*([column[row] for row in rows] for column in (self.prompts, self.metadata, self.indices)))
+        return PromptBatch(
+            [self.prompts[row] for row in rows],
+            [self.metadata[row] for row in rows],
+            [self.indices[row] for row in rows],
+        )
 
 
 class PromptStream(Dataset):

@@ -3,8 +3,8 @@
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from rtdmd_lightning import adapters
 from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.inference import METHOD_STEPS, InferenceModel
 from rtdmd_lightning.models.base import Backbone
@@ -32,7 +32,7 @@ class Entry:
 
     def model(self) -> InferenceModel:
         """A model of its own, not loaded yet; it can be dropped with all its weights. Raises UserError for bad settings."""
-        return InferenceModel(copy.copy(self.backbone), self.adapters, self.steps, self.guidance_scale, self.eta)
+        return InferenceModel(copy.deepcopy(self.backbone), self.adapters, self.steps, self.guidance_scale, self.eta)
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class PromptSet:
     """Prompts and the rewards that score the images drawn for them.
 
     prompts: where they are, see `rtdmd_lightning.data.prompts.load_prompts`.
-    rewards: their names must differ.
+    rewards: what scores the images; their names must differ.
     """
 
     prompts: str
@@ -72,11 +72,10 @@ def check_settings(entries: dict[str, Entry], sets: dict[str, PromptSet], baseli
     for name, entry in entries.items():
         try:
             entry.model()
+            for adapter in entry.adapters:
+                adapters.read(adapter)
         except UserError as error:
             raise UserError(f"the entry {name!r}: {error}") from error
-        for adapter in entry.adapters:
-            if not Path(adapter).exists():
-                raise UserError(f"the adapter {adapter} does not exist (wanted by the entry {name!r})")
 
 
 def _quoted(names: Iterable[str]) -> str:

@@ -221,7 +221,7 @@ class DistillationModule(L.LightningModule, ABC):
     def update(self, role: str, loss: Tensor) -> Tensor:
         """Back-propagate, clip and step one role's optimizer; returns the gradient norm before clipping."""
         self.backward_in(role, loss)
-        return self.optimizer_step(role)
+        return self.step_optimizer(role)
 
     def backward_in(self, role: str, loss: Tensor) -> None:
         """Back-propagate in the role: gradient checkpointing recomputes the forward pass with the adapters active then."""
@@ -247,7 +247,7 @@ class DistillationModule(L.LightningModule, ABC):
         else:
             yield
 
-    def optimizer_step(self, role: str) -> Tensor:
+    def step_optimizer(self, role: str) -> Tensor:
         """Clip and step one role's optimizer on the gradients that it has; returns their norm before clipping."""
         settings = self.generator_optimizer if role == GENERATOR else self.fake_optimizer
         parameters = self.parameters_of(role)

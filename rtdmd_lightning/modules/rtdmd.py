@@ -21,6 +21,7 @@ range of 1e-5 is narrower than what another batch shape changes in half precisio
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from typing import Any, Literal
 
@@ -161,7 +162,9 @@ class RTDMDModule(MatchingModule):
 
     def gather(self, values: Tensor) -> Tensor:
         """`[N]` of every process as `[processes * N]`."""
-        return self.all_gather(values.to(self.device)).flatten()
+        gathered = self.all_gather(values.to(self.device))
+        assert isinstance(gathered, Tensor)
+        return gathered.flatten()
 
     # Rollouts ---------------------------------------------------------------------------------------------------------
 
@@ -212,7 +215,7 @@ class RTDMDModule(MatchingModule):
             return self.fake_matching_loss(self.last_step(rollout), conditioning, self.random_of(batch), "fake update")
 
         total = self.accumulate(FAKE_SCORE, [(loss_of, rollout) for rollout in rollouts], 1 / len(rollouts))
-        self.log_dict({"fake_score/loss": total, "fake_score/grad_norm": self.optimizer_step(FAKE_SCORE)})
+        self.log_dict({"fake_score/loss": total, "fake_score/grad_norm": self.step_optimizer(FAKE_SCORE)})
 
     def last_step(self, rollout: Rollout) -> ExecutedStep:
         """The deterministic step of a stored trajectory; its velocity follows from the two states."""
@@ -243,13 +246,13 @@ class RTDMDModule(MatchingModule):
             return share * self.final_step_loss(rollout, indices or [0], guidance_scale)
 
         jobs: list[tuple[Callable[[Rollout], Tensor], Rollout]] = [
-            (lambda rollout, step=step, row=row: self.policy_loss(rollout, step, row), rollout)
+            (partial(self.policy_loss, step=step, row=row), rollout)
             for rollout, (row, step) in product(remaining, list(enumerate(chosen)))
         ]
         if self.final_step.matching_weight or self.final_step.reward_weight:
             jobs += [(final_loss, rollout) for rollout in remaining]
         total = self.accumulate(GENERATOR, jobs, scale)
-        self.log_dict({"generator/loss": total, "generator/grad_norm": self.optimizer_step(GENERATOR)})
+        self.log_dict({"generator/loss": total, "generator/grad_norm": self.step_optimizer(GENERATOR)})
 
     def accumulate(
         self, role: str, jobs: Sequence[tuple[Callable[[Rollout], Tensor], Rollout]], scale: float

@@ -99,13 +99,11 @@ class ClipLogitReward(Reward):
         return self._clip.logits(images, prompts) / self.divisor
 
     def _locate_processor(self, source: str) -> str:
-        if self.processor is None and (source == self.published_processor or _holds_processor(Path(source))):
+        if self.processor is None and (
+            source == self.published_processor or (Path(source) / "preprocessor_config.json").exists()
+        ):
             return source
         return locate(f"{self.name}-processor", self.published_processor, self.processor)
-
-
-def _holds_processor(folder: Path) -> bool:
-    return (folder / "preprocessor_config.json").exists() or (folder / "processor_config.json").exists()
 
 
 def _load_model(reward: str, source: str) -> CLIPModel:

@@ -80,9 +80,10 @@ def build_processor(tokenizer: CLIPTokenizer) -> CLIPProcessor:
 
 
 class ClipModule(L.LightningModule):
-    """CLIP's symmetric cross-entropy over a batch; AdamW with a one-cycle learning rate.
+    """CLIP's symmetric cross-entropy over a batch, and again over each couple of neighbours; AdamW, one-cycle rate.
 
     A picture may fulfil several prompts of its batch (`a red circle` and `a circle`); all of those are right, in equal shares.
+    The second term is what makes it learn `left of`: in a whole batch the relations matter too little to leave a plateau.
 
     Args:
         steps: length of the run, for the learning rate.
@@ -104,12 +105,19 @@ class ClipModule(L.LightningModule):
         output = self.model(input_ids=tokens, pixel_values=self.preprocess(images))
         logits = output.logits_per_image.float()
         right = fulfils[:, content].float()
-        loss = (share_loss(logits, right) + share_loss(logits.T, right.T)) / 2
+        batch_loss = (share_loss(logits, right) + share_loss(logits.T, right.T)) / 2
+        couple_loss = neighbour_loss(logits, right)
         best = logits.argmax(dim=1, keepdim=True)
-        accuracy = right.gather(1, best).mean()
-        scale = self.model.logit_scale.exp()
-        self.log_dict({"clip/loss": loss, "clip/accuracy": accuracy, "clip/scale": scale}, prog_bar=True)
-        return loss
+        self.log_dict(
+            {
+                "clip/batch_loss": batch_loss,
+                "clip/neighbour_loss": couple_loss,
+                "clip/accuracy": right.gather(1, best).mean(),
+                "clip/scale": self.model.logit_scale.exp(),
+            },
+            prog_bar=True,
+        )
+        return batch_loss + couple_loss
 
     def on_train_batch_end(self, outputs, batch, batch_idx: int) -> None:
         with torch.no_grad():
@@ -124,6 +132,19 @@ class ClipModule(L.LightningModule):
 def share_loss(logits: Tensor, right: Tensor) -> Tensor:
     """Cross-entropy of each row's softmax with equal shares over the columns that are right for it."""
     return F.cross_entropy(logits, right / right.sum(dim=1, keepdim=True))
+
+
+def neighbour_loss(logits: Tensor, right: Tensor) -> Tensor:
+    """The symmetric `share_loss` within couples: items 2k and 2k+1 of a `[B, B]` batch see only each other."""
+    own_logits, own_right = (_couples(table) for table in (logits, right))
+    by_image = share_loss(own_logits.flatten(0, 1), own_right.flatten(0, 1))
+    by_prompt = share_loss(own_logits.mT.flatten(0, 1), own_right.mT.flatten(0, 1))
+    return (by_image + by_prompt) / 2
+
+
+def _couples(table: Tensor) -> Tensor:
+    """`[B, B]` to the `[B/2, 2, 2]` blocks on its diagonal."""
+    return table.unflatten(0, (-1, 2)).unflatten(2, (-1, 2)).diagonal(dim1=0, dim2=2).movedim(-1, 0)
 
 
 def augment(images: Tensor) -> Tensor:
@@ -146,7 +167,8 @@ def batches(module: ClipModule, pairs: Pairs) -> DataLoader:
 def save_folder(module: ClipModule, output: Path) -> None:
     """Model, tokenizer and image processor; the weights in float16 to halve the file."""
     module.model.half().save_pretrained(output)
-    module.processor.save_pretrained(output)
+    module.processor.image_processor.save_pretrained(output)  # part by part: the layout of the published models
+    module.processor.tokenizer.save_pretrained(output)
 
 
 if __name__ == "__main__":

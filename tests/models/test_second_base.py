@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rtdmd_lightning.models import lora
+from rtdmd_lightning.modules import ACDMDModule
 from rtdmd_lightning.modules.core import EMA, FAKE_SCORE, GENERATOR, TEACHER
 from tests.tiny_backbones import module_of, tiny_backbones
 
@@ -86,3 +87,35 @@ def test_the_adapter_files_keys_are_those_of_a_bare_transformer(backbone, folder
     expected = module.velocity(EMA, latents, LEVEL, conditioning)
     for role in (GENERATOR, EMA):
         torch.testing.assert_close(started.velocity(role, latents, LEVEL, conditioning), expected, rtol=0, atol=0)
+
+
+class Stacked(ACDMDModule):
+    """Frozen cold-start adapters under generator and fake score, as stage 2 has them."""
+
+    def __init__(self, *args, files, **options):
+        super().__init__(*args, **options)
+        self.files = files
+
+    def frozen_adapters(self):
+        return {f"cold_{role}": path for role, path in self.files.items()}
+
+    def adapter_stacks(self):
+        stacks = super().adapter_stacks()
+        cold = {GENERATOR: f"cold_{GENERATOR}", EMA: f"cold_{GENERATOR}", FAKE_SCORE: f"cold_{FAKE_SCORE}"}
+        return {role: (cold[role], *stack) if role in cold else stack for role, stack in stacks.items()}
+
+
+def test_adapters_under_the_trained_ones_lie_in_the_base_of_their_roles(backbone, folders, tmp_path):
+    first = module_of(backbone)
+    files = {role: str(tmp_path / f"{role}.pt") for role in (GENERATOR, FAKE_SCORE)}
+    for role, path in files.items():
+        torch.save(lora.adapter_state_dict(first.base_of(role), role), path)
+    second = Stacked(tiny_backbones(folders)["flux2_two_bases"], 2, (3.0, 3.0), files=files, lora=first.lora)
+    second.configure_model()
+    latents, conditioning = inputs(first)
+    for role, source in ((GENERATOR, GENERATOR), (EMA, GENERATOR), (FAKE_SCORE, FAKE_SCORE), (TEACHER, TEACHER)):
+        now, before = (
+            second.velocity(role, latents, LEVEL, conditioning),
+            first.velocity(source, latents, LEVEL, conditioning),
+        )
+        torch.testing.assert_close(now, before, rtol=0, atol=1e-6, msg=role)

@@ -3,7 +3,6 @@
 from collections import Counter
 
 import pytest
-import torch
 
 from rtdmd_lightning import fit
 from rtdmd_lightning.errors import UserError

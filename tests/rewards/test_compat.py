@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards import compat
@@ -37,6 +39,14 @@ def test_the_tokenizer_is_the_packages_own_with_open_clips_vocabulary():
     assert fork.__spec__.origin.endswith("hpsv2/src/open_clip/tokenizer.py")
     texts = ["a photo of 2 cats, isn't it?", "Ünïcode &amp; entities   and  spaces", "", "word " * 100]
     assert fork.tokenize(texts).tolist() == open_clip.tokenize(texts).tolist()
+
+
+def test_what_the_lent_mask_masks_gets_no_attention():
+    """In the model's dtype, where the first position of the second row is left out."""
+    network = SimpleNamespace(dtype=torch.float64)
+    added = compat._invert_attention_mask(network, torch.tensor([[1, 1], [0, 1]]))
+    assert added.shape == (2, 1, 1, 2) and added.dtype == torch.float64
+    assert added.softmax(-1).flatten().tolist() == [0.5, 0.5, 0, 1]
 
 
 def test_a_package_that_is_not_installed_is_told():

@@ -177,7 +177,8 @@ def test_the_colour_is_the_masks_not_the_boxes(seeing):
 def test_thresholds(seeing, confidence, tag, found):
     """0.3 for all prompts but the counting ones, 0.9 for those, whatever else is in the batch."""
     reward = seeing(Scene(("dog", confidence, LEFT_BOX)))
-    entries = [metadata({"class": "dog", "count": 1}, tag=tag), metadata({"class": "dog", "count": 1}, tag="counting")]
+    other = "single_object" if tag == "counting" else "counting"
+    entries = [metadata({"class": "dog", "count": 1}, tag=each) for each in (tag, other)]
     assert reward.score(torch.ones(2, 3, 64, 64), ["", ""], entries)[0] == found
 
 

@@ -1,5 +1,7 @@
 """OCR on rendered text, with the models that rapidocr ships, and the arithmetic of METHOD section 6."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -7,6 +9,7 @@ from torchvision.transforms.functional import to_tensor
 
 from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards.ocr import OCRReward, quoted_text, text_score
+from rtdmd_lightning.rewards.pixels import grey_levels
 
 
 def rendered(*lines: str) -> torch.Tensor:
@@ -33,10 +36,20 @@ def test_rendered_text_is_read(reward):
     assert scores[1] < 0.5
 
 
-def test_values_beyond_the_range_do_not_wrap_around(reward):
-    """A decoder overshoots: white at 1.02 must not turn black."""
-    image = 1.02 * rendered("HELLO 42") - 0.01
-    assert reward.score(image[None], ['"HELLO 42"'], [{}]).item() == 1.0
+def test_grey_levels():
+    """A decoder overshoots: 1.02 is white and must not wrap around to black; levels are rounded, not cut down."""
+    assert grey_levels(torch.tensor([1.02, -0.3, 0.5, 0.999])).tolist() == [255, 0, 128, 255]
+
+
+def test_the_reader_gets_blue_first(monkeypatch):
+    """rapidocr takes arrays as OpenCV makes them."""
+    seen = []
+    reward = OCRReward()
+    monkeypatch.setattr(
+        reward, "_read", lambda picture: seen.append(picture) or SimpleNamespace(txts=None), raising=False
+    )
+    reward.score(torch.tensor([1.0, 0.2, 0.0]).view(1, 3, 1, 1).expand(1, 3, 4, 6), ['"x"'], [{}])
+    assert seen[0].shape == (4, 6, 3) and seen[0][0, 0].tolist() == [0, 51, 255]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,100 @@
+"""Preprocessing in tensors against PIL, and against transformers' processor of either backend."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPImageProcessor, CLIPImageProcessorPil
+
+from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.rewards.preprocess import ClipPreprocess, centre_crop, resize_shorter_side
+from tests.rewards.scorers import pictures, to_pil
+
+SIDE = 32
+SIZES = [(48, 48), (150, 64), (37, 91), (20, 20), (17, 25), (32, 32), (51, 32), (224, 224)]
+LEVEL = 1 / 255
+
+
+def processor(backend, side: int = SIDE, **kwargs):
+    return backend(size={"shortest_edge": side}, crop_size={"height": side, "width": side}, **kwargs)
+
+
+def noise(size: tuple[int, int]) -> Tensor:
+    """The hardest picture: independent pixels on whole grey levels."""
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(0, 256, (2, 3, *size), generator=generator) / 255
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_resize_is_pils(size):
+    """PIL resizes floats without rounding; it does not cut off overshoot there, so the pictures keep clear of 0 and 1."""
+    images = 0.35 + 0.3 * noise(size)
+    ours = resize_shorter_side(images, SIDE)
+    for image, resized in zip(images.flatten(0, 1), ours.flatten(0, 1), strict=True):
+        height, width = resized.shape
+        theirs = Image.fromarray(image.numpy()).resize((width, height), Image.Resampling.BICUBIC)
+        torch.testing.assert_close(resized, torch.from_numpy(np.array(theirs)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_whole_is_the_processors(size):
+    """On floats: sizes, rounding down of the longer side, the crop's place, mean and std."""
+    theirs = processor(CLIPImageProcessor)
+    images = 0.35 + 0.3 * noise(size)
+    expected = theirs(list(images), do_rescale=False, return_tensors="pt").pixel_values
+    torch.testing.assert_close(ClipPreprocess.from_processor(theirs)(images), expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("draw", [pictures, noise])
+@pytest.mark.parametrize("size", SIZES)
+def test_only_rounding_parts_it_from_the_pil_processor(draw, size):
+    """The PIL processor works in whole grey levels, rounding after each pass: up to two levels, and none on average."""
+    images = draw(2, size) if draw is pictures else draw(size)
+    theirs = processor(CLIPImageProcessorPil)
+    preprocess = ClipPreprocess.from_processor(theirs)
+    expected = theirs([to_pil(image) for image in images], return_tensors="pt").pixel_values
+    difference = (preprocess(images) - expected) * torch.tensor(preprocess.std).view(3, 1, 1)
+    assert difference.abs().max() < (1e-5 if SIDE == size[0] == size[1] else 2 * LEVEL)
+    assert difference.abs().mean() < 0.4 * LEVEL
+    assert difference.mean().abs() < 1e-3
+
+
+def test_overshoot_is_cut_off_as_pil_does():
+    """A bicubic kernel shoots over at an edge between black and white; grey levels end at 0 and 255."""
+    stripes = torch.zeros(1, 3, 20, 20)
+    stripes[..., 5:12] = 1
+    resized = resize_shorter_side(stripes, SIDE)
+    theirs = np.array(to_pil(stripes[0]).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) / 255
+    assert (resized.min(), resized.max()) == (0, 1)
+    torch.testing.assert_close(resized[0].permute(1, 2, 0).double(), torch.from_numpy(theirs), rtol=0, atol=1.1 * LEVEL)
+
+
+def test_the_crop_leaves_an_odd_rest_at_the_bottom_and_the_right():
+    image = torch.arange(7 * 5.0).view(1, 1, 7, 5)
+    assert centre_crop(image, 4)[0, 0, 0, 0] == image[0, 0, 1, 0]
+    assert centre_crop(image, 5).shape == (1, 1, 5, 5)
+
+
+@pytest.mark.parametrize("size", [(9, 12), (5, 4)])
+def test_gradients_are_right(size):
+    """Down and up, against finite differences."""
+    preprocess = ClipPreprocess(6, 6, (0.4, 0.5, 0.6), (0.3, 0.2, 0.1))
+    images = 0.35 + 0.3 * noise(size).double()[:1]
+    assert torch.autograd.gradcheck(preprocess, images.requires_grad_())
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        CLIPImageProcessor(do_normalize=False),
+        CLIPImageProcessor(do_center_crop=False),
+        CLIPImageProcessor(resample=2),
+        CLIPImageProcessor(size={"height": 224, "width": 224}),
+        CLIPImageProcessor(crop_size={"height": 224, "width": 200}),
+        CLIPImageProcessor(size={"shortest_edge": 100}),
+    ],
+)
+def test_a_processor_that_does_something_else_is_refused(broken):
+    with pytest.raises(UserError, match="image processor"):
+        ClipPreprocess.from_processor(broken)
