@@ -124,8 +124,8 @@ def processes() -> Iterator[tuple[int, int]]:
 
 
 def _device(wanted: str | None) -> torch.device:
-    accelerator = torch.accelerator.current_accelerator()
-    device = torch.device(wanted) if wanted else accelerator or torch.device("cpu")
+    present = torch.accelerator.current_accelerator(check_available=True)
+    device = torch.device(wanted) if wanted else present or torch.device("cpu")
     if device.type == "cpu" or device.index is not None:
         return device
     return torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))

@@ -7,6 +7,7 @@ import torch
 
 from rtdmd_lightning.modules.core import EMA, FAKE_SCORE, GENERATOR
 from tests.tiny import load_checkpoint, run, write_config
+from tests.tiny_rtdmd import save_cold_start, write_rtdmd_config
 
 
 def test_sigkill_in_the_middle_of_a_step_then_resume_is_bit_identical(tiny_folder, tmp_path):
@@ -27,6 +28,21 @@ def test_sigkill_in_the_middle_of_a_step_then_resume_is_bit_identical(tiny_folde
     assert_identical(one["optimizer_states"], other["optimizer_states"])
     results = [tmp_path / name / "runs/run/cold_start/generator_ema.pt" for name in ("whole", "killed")]
     assert_identical(*(torch.load(path, weights_only=True) for path in results))
+
+
+def test_an_epoch_of_stage_2_killed_and_resumed_is_bit_identical(tiny_folder, tmp_path):
+    cold_start = save_cold_start(tiny_folder, tmp_path / "cold_start")
+    whole = write_rtdmd_config(tmp_path / "whole", tiny_folder, cold_start)
+    run("--config", str(whole))
+    killed = write_rtdmd_config(tmp_path / "killed", tiny_folder, cold_start)
+    kill = ("--trainer.callbacks+=tests.tiny.KillDuringStep", "--trainer.callbacks.step=1")
+    assert run("--config", str(killed), *kill, check=False).returncode == -signal.SIGKILL
+    run("--config", str(killed), f"--ckpt_path={tmp_path / 'killed/runs/run/checkpoints/last.ckpt'}")
+
+    one, other = load_checkpoint(tmp_path / "whole"), load_checkpoint(tmp_path / "killed")
+    assert one["global_step"] == other["global_step"] == 2
+    assert_identical(one["state_dict"], other["state_dict"])
+    assert_identical(one["optimizer_states"], other["optimizer_states"])
 
 
 def assert_identical(one, other):

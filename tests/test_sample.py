@@ -100,6 +100,14 @@ def test_batches_are_dealt_to_the_processes(arguments, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["000001.png"]
 
 
+def test_the_default_device_is_one_that_works(monkeypatch):
+    """torch names an accelerator also where it was built for one that the machine lacks."""
+    assert torch.zeros(1, device=sample._device(None)).sum() == 0
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert sample._device("cpu") == torch.device("cpu")
+    assert str(sample._device("xpu")) == "xpu:3" and str(sample._device("xpu:1")) == "xpu:1"
+
+
 def test_the_pipelines_own_schedule_is_an_option(tiny_folder):
     backbone = tiny_backbone(tiny_folder)
     job = sample.Job(str(tiny_folder), tiny_folder, steps=7, schedule="pipeline")

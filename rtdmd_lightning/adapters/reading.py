@@ -11,6 +11,7 @@
 import json
 import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def _locate(path: Path) -> Path:
 
 def _read_published(path: Path) -> tuple[Adapter, bool]:
     state = read_adapter(str(path))
-    scale = vars(state).get(SCALE_KEY) if hasattr(state, "__dict__") else None
+    scale = vars(state).get(SCALE_KEY) if isinstance(state, OrderedDict) else None
     return from_state_dict(state, scale or METHOD_SCALE, str(path)), scale is not None
 
 

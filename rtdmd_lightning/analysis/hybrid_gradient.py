@@ -51,7 +51,14 @@ class Weights:
 
 
 TEXTBOOK = Weights()
-METHOD_WEIGHTS = Weights(False, False, False, last_step=1e-4, clip_range=1e-5, adv_clip_max=5.0)
+METHOD_WEIGHTS = Weights(
+    leave_one_out=False,
+    exact_log_prob=False,
+    inverse_probability=False,
+    last_step=1e-4,
+    clip_range=1e-5,
+    adv_clip_max=5.0,
+)
 
 
 @dataclass(frozen=True)

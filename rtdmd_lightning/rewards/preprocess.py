@@ -14,9 +14,9 @@ from rtdmd_lightning.errors import UserError
 class ClipPreprocess:
     """Bicubic resize of the shorter side, centre crop, normalisation: `[B, 3, H, W]` in [0, 1] to `[B, 3, crop, crop]`.
 
-    The resize is PIL's: antialiased, horizontal pass first, overshoot cut off after each pass. PIL besides rounds to whole
-    grey levels, once before and once after each pass; nothing is rounded here, since a rounded picture has no gradient. So a
-    pixel differs from the processor's by a level (1/255) or so at most, by chance up or down, and a score by far less.
+    The resize is PIL's: antialiased, and cut off where the kernel overshoots black or white. PIL besides rounds to whole grey
+    levels before and after each of its two passes; nothing is rounded here, since a rounded picture has no gradient. So a
+    pixel differs from the processor's by about one level (1/255) at most, by chance up or down, and a score by far less.
 
     Args:
         resize: pixels of the shorter side after the resize.
@@ -59,11 +59,10 @@ def resize_shorter_side(images: Tensor, side: int) -> Tensor:
     """`[B, C, H, W]` in [0, 1] to a shorter side of `side`, the longer one in proportion (rounded down)."""
     height, width = images.shape[-2:]
     shorter = min(height, width)
-    new_height, new_width = side * height // shorter, side * width // shorter
-    for size in ((height, new_width), (new_height, new_width)):
-        if tuple(images.shape[-2:]) != size:
-            images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
-    return images
+    if shorter == side:
+        return images
+    size = (side * height // shorter, side * width // shorter)
+    return F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def centre_crop(images: Tensor, side: int) -> Tensor:

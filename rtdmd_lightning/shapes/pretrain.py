@@ -1,7 +1,8 @@
 """Reproduce `checkpoints/tiny-sd3`: `python -m rtdmd_lightning.shapes.pretrain` (or `make teacher`).
 
-Two runs, autoencoder then teacher (which learns from true captions first, then from noisy ones: see `dataset.py`), each with its checkpoints under `runs/teacher`; started again, they go on where they
-stopped. The result is a folder that `StableDiffusion3Pipeline.from_pretrained` loads.
+Two runs, autoencoder then teacher, each with its checkpoints under `runs/teacher`; started again, they go on where they
+stopped. The teacher learns from true captions first, then from noisy ones (see `dataset.py`). The result is a folder that
+`StableDiffusion3Pipeline.from_pretrained` loads.
 """
 
 from pathlib import Path

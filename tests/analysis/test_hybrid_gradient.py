@@ -17,7 +17,7 @@ from rtdmd_lightning.analysis.estimates import (
     total_variance,
     variance_ratio,
 )
-from rtdmd_lightning.analysis.hybrid_gradient import METHOD_WEIGHTS, TEXTBOOK, Updates, select_steps, simulate
+from rtdmd_lightning.analysis.hybrid_gradient import METHOD_WEIGHTS, Updates, select_steps, simulate
 from rtdmd_lightning.analysis.linear_gaussian import LinearGaussian
 from rtdmd_lightning.objectives import fresh_noise_share
 
@@ -224,7 +224,3 @@ def test_every_pair_of_steps_is_chosen_equally_often():
     selected = select_steps(3000, 3, 2, torch.Generator().manual_seed(0))
     assert (selected.sum(dim=1) == 2).all()
     assert selected.double().mean(dim=0).tolist() == pytest.approx([2 / 3] * 3, abs=0.03)
-
-
-def test_textbook_weights_are_the_defaults():
-    assert textbook()[1].weights == TEXTBOOK

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -59,9 +60,10 @@ def adapter(tiny_folder, tmp_path_factory):
     return file
 
 
-@pytest.fixture
-def config(tiny_folder, adapter, tmp_path):
-    """Two entries, two prompt sets of 6 and 3 prompts; returns the arguments of a run into a folder."""
+@pytest.fixture(scope="module")
+def config(tiny_folder, adapter, tmp_path_factory):
+    """Two entries, two prompt sets of 6 and 3 prompts, batches of 4."""
+    tmp_path = tmp_path_factory.mktemp("config")
     (tmp_path / "prompts.txt").write_text("a circle\na square\na cross\n")
     shapes = {"class_path": "rtdmd_lightning.rewards.shapes.ShapesReward"}
     redness = {"class_path": "tests.evaluation.test_evaluate.RednessReward"}
@@ -104,72 +106,86 @@ def drawn(monkeypatch):
     return calls
 
 
-def run(config: Path, *arguments: str) -> dict:
-    """The command in this process; `results.json` of the folder that it wrote."""
-    evaluate.main(["--config", str(config), *arguments])
-    output = next((a.removeprefix("--output=") for a in arguments if a.startswith("--output=")), config.parent / "out")
-    assert {path.name for path in Path(output).iterdir()} == FILES
-    return json.loads((Path(output) / "results.json").read_text())
+def run(config: Path, output: Path, *arguments: str) -> dict:
+    """The command in this process; the `results.json` that it wrote."""
+    evaluate.main(["--config", str(config), f"--output={output}", *arguments])
+    assert {path.name for path in output.iterdir()} == FILES
+    return json.loads((output / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def straight(config, tmp_path_factory):
+    """A run without any incident: its folder, its results and how often the redness reward was loaded."""
+    output = tmp_path_factory.mktemp("straight")
+    counted = sys.modules["tests.evaluation.test_evaluate"].RednessReward  # as the command imports it
+    before = counted.loads
+    return output, run(config, output), counted.loads - before
+
+
+@pytest.fixture
+def again(straight, tmp_path):
+    """A copy of that run's folder."""
+    return Path(shutil.copytree(straight[0], tmp_path / "again"))
 
 
 def images(output: Path) -> dict[str, torch.Tensor]:
     return {str(path.relative_to(output)): read_image(path) for path in sorted(output.rglob("*.png"))}
 
 
-def test_scores_are_those_of_the_images_that_the_model_draws(config, tiny_folder, adapter):
+def test_scores_are_those_of_the_images_that_the_model_draws(straight, tiny_folder, adapter):
     """By name, set and index, without any of the evaluation's own machinery."""
-    results = run(config)
+    output, results, _ = straight
     model = InferenceModel(tiny_backbone(tiny_folder), [str(adapter)], [1000, 500])
     model.load(torch.device("cpu"))
     expected = model.generate(["a circle", "a square", "a cross"], [0, 1, 2], seed=0)
     assert list(results["entries"]) == ["teacher", "a student"]  # in the order of the config
     rows = [row for row in results["sets"]["own"]["images"] if row["entry"] == "a student"]
     for row, image in zip(rows, expected, strict=True):
-        stored = read_image(config.parent / "out" / row["file"])
+        stored = read_image(output / row["file"])
         torch.testing.assert_close(stored, image, rtol=0, atol=0.51 / 255)
         assert row["scores"] == {"redness": pytest.approx(10 * float(stored[0].mean()), rel=1e-6)}
     assert [row["prompt"] for row in rows] == ["a circle", "a square", "a cross"]
     assert len(results["sets"]["shapes"]["images"]) == 12
 
 
-def test_the_same_images_whatever_the_batch_size(config, drawn):
-    run(config)
-    assert drawn == [4, 4, 1] * 2
-    one_by_one = config.parent / "one"
-    run(config, f"--output={one_by_one}", "--batch_size=1")
-    found, expected = images(one_by_one), images(config.parent / "out")
-    assert found.keys() == expected.keys() and len(found) == 18
-    for name, image in found.items():  # rounding in the network may tip a pixel to the next of 256 levels
-        torch.testing.assert_close(image, expected[name], rtol=0, atol=1.1 / 255)
-    assert not torch.equal(*list(found.values())[:2])
+def test_weights_are_read_for_scoring_and_dropped_after(straight):
+    assert straight[2] == 2  # once for each of the two sets: nothing was kept from the first
 
 
-def test_an_image_is_never_drawn_twice(config, drawn):
-    first = run(config)
-    drawn.clear()
-    (report := config.parent / "out" / "results.json").unlink()
-    assert run(config) == first and drawn == [] and report.is_file()
-    expected = images(config.parent / "out")
+def assert_same_images(output: Path, expected: Path) -> None:
+    """But for rounding in the network, which may tip a pixel to the next of 256 levels."""
+    found, wanted = images(output), images(expected)
+    assert found.keys() == wanted.keys() and len(found) == 18
+    for name, image in found.items():
+        torch.testing.assert_close(image, wanted[name], rtol=0, atol=1.1 / 255, msg=name)
+
+
+def test_the_same_images_whatever_the_batch_size(config, straight, tmp_path, drawn):
+    run(config, tmp_path, "--batch_size=1")
+    assert drawn == [1] * 18
+    assert_same_images(tmp_path, straight[0])
+    different = list(images(tmp_path).values())
+    assert not any(torch.equal(a, b) for a, b in pairwise(different))
+
+
+def test_an_image_is_never_drawn_twice(config, straight, again, drawn):
+    (again / "results.json").unlink()
+    assert run(config, again) == straight[1] and drawn == []
     for lost in (1, 2, 7):  # two of the teacher's, one of the student's
-        (config.parent / "out" / first["sets"]["shapes"]["images"][lost]["file"]).unlink()
-    run(config)
+        (again / straight[1]["sets"]["shapes"]["images"][lost]["file"]).unlink()
+    run(config, again)
     assert drawn == [2, 1]
-    for name, image in images(config.parent / "out").items():
-        torch.testing.assert_close(image, expected[name], rtol=0, atol=1.1 / 255)
+    assert_same_images(again, straight[0])
 
 
-def test_what_changed_is_drawn_anew_and_the_rest_kept(config, drawn):
-    run(config)
-    drawn.clear()
-    run(config, "--entries.teacher.seed=5")
-    assert sum(drawn) == 9
-    drawn.clear()
-    (config.parent / "prompts.txt").write_text("a circle\na square\na cross\na triangle\n")
-    run(config)
-    assert sum(drawn) == 2  # one new prompt, of two entries; the images of seed 0 are still there
+def test_what_changed_is_drawn_anew_and_the_rest_kept(config, again, tmp_path, drawn):
+    (tmp_path / "longer.txt").write_text("a circle\na square\na cross\na triangle\n")
+    run(config, again, "--entries.teacher.seed=5", f"--sets.own.prompts={tmp_path / 'longer.txt'}")
+    assert sum(drawn) == 10 + 1  # all of the teacher's, and the student's new prompt
+    assert len(images(again)) == 18 + 11
 
 
-def test_a_killed_run_goes_on(config, monkeypatch):
+def test_a_killed_run_goes_on(config, straight, tmp_path, monkeypatch):
     """Killed while drawing the second batch: what was drawn stays, and no half image."""
     generate, calls = InferenceModel.generate, []
 
@@ -181,39 +197,32 @@ def test_a_killed_run_goes_on(config, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, SystemExit)):
         patch.setattr(InferenceModel, "generate", dying)
-        evaluate.main(["--config", str(config)])
-    assert len(list((config.parent / "out").rglob("*.png"))) == 4
-    resumed = run(config)
-    assert resumed == run(config, f"--output={config.parent / 'straight'}")
+        evaluate.main(["--config", str(config), f"--output={tmp_path}"])
+    assert [path.suffix for path in tmp_path.rglob("*.*")] == [".png"] * 4
+    assert run(config, tmp_path) == straight[1]
 
 
-def test_weights_are_read_for_scoring_only_and_dropped_after(config, monkeypatch):
-    monkeypatch.setattr(RednessReward, "loads", 0)
-    run(config)
-    assert sys.modules["tests.evaluation.test_evaluate"].RednessReward.loads == 2  # once for each set
-
-
-def test_two_processes_write_the_results_of_one(config):
+def test_two_processes_write_the_results_of_one(config, straight, tmp_path):
     """Byte by byte, also where one of them finds nothing left to draw for an entry."""
-    one, two = config.parent / "one", config.parent / "two"
-    rows = [row for of_set in run(config, f"--output={one}")["sets"].values() for row in of_set["images"]]
-    for row in [row for row in rows if row["entry"] == "a student"][4:8]:  # all of the second process's share
-        (two / row["file"]).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(one / row["file"], two / row["file"])
+    one, results, _ = straight
+    rows = [row for of_set in results["sets"].values() for row in of_set["images"] if row["entry"] == "a student"]
+    for row in rows[4:8]:  # all of the second process's share
+        (tmp_path / row["file"]).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(one / row["file"], tmp_path / row["file"])
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    arguments = ["--config", str(config), "--trainer.devices=2", f"--output={two}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    arguments = ["--config", str(config), f"--output={tmp_path}", "--trainer.devices=2"]
     finished = subprocess.run(
         [*launcher, "rtdmd_lightning.evaluate", *arguments],
-        env=environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
         text=True,
         capture_output=True,
         timeout=200,
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     for name in ("results.json", "results.md", "report.html"):
-        assert (one / name).read_bytes() == (two / name).read_bytes(), name
-    assert all(torch.equal(image, images(two)[name]) for name, image in images(one).items())
+        assert (one / name).read_bytes() == (tmp_path / name).read_bytes(), name
+    found = images(tmp_path)
+    assert all(torch.equal(image, found[name]) for name, image in images(one).items())
     assert finished.stdout.count("the images side by side") == 1
 
 
@@ -257,8 +266,10 @@ def test_rewards_of_one_name(config, capsys):
     assert "['shapes', 'shapes']" in refused(capsys, config, f"--sets.own.rewards={twice}")
 
 
-def test_a_score_that_is_no_number_names_its_image(config, capsys):
-    sentence = refused(capsys, config, "--sets.own.rewards=[tests.evaluation.test_evaluate.BrokenReward]")
+def test_a_score_that_is_no_number_names_its_image(config, again, capsys):
+    sentence = refused(
+        capsys, config, f"--output={again}", "--sets.own.rewards=[tests.evaluation.test_evaluate.BrokenReward]"
+    )
     assert "redness gives" in sentence and ".png" in sentence
 
 

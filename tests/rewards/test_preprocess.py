@@ -46,18 +46,21 @@ def test_the_whole_is_the_processors(size):
     torch.testing.assert_close(ClipPreprocess.from_processor(theirs)(images), expected, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("draw", [pictures, noise])
 @pytest.mark.parametrize("size", SIZES)
-def test_only_rounding_parts_it_from_the_pil_processor(draw, size):
-    """The PIL processor works in whole grey levels, rounding after each pass: up to two levels, and none on average."""
-    images = draw(2, size) if draw is pictures else draw(size)
+def test_only_rounding_parts_it_from_the_pil_processor(size):
+    """The PIL processor works in whole grey levels, rounding after each pass: about a level at most, and none on average."""
     theirs = processor(CLIPImageProcessorPil)
     preprocess = ClipPreprocess.from_processor(theirs)
-    expected = theirs([to_pil(image) for image in images], return_tensors="pt").pixel_values
-    difference = (preprocess(images) - expected) * torch.tensor(preprocess.std).view(3, 1, 1)
-    assert difference.abs().max() < (1e-5 if SIDE == size[0] == size[1] else 2 * LEVEL)
-    assert difference.abs().mean() < 0.4 * LEVEL
-    assert difference.mean().abs() < 1e-3
+    images = pictures(2, size)
+    for levels, picture in (
+        (1.2, images),
+        (4.0, noise(size)),
+    ):  # in noise PIL's cut between the passes tells, here and there
+        expected = theirs([to_pil(image) for image in picture], return_tensors="pt").pixel_values
+        difference = (preprocess(picture) - expected) * torch.tensor(preprocess.std).view(3, 1, 1)
+        assert difference.abs().max() < (1e-5 if min(size) == SIDE else levels * LEVEL)
+        assert difference.abs().mean() < 0.4 * LEVEL
+        assert difference.mean().abs() < 1e-3
 
 
 def test_overshoot_is_cut_off_as_pil_does():

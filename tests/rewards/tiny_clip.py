@@ -25,7 +25,7 @@ def save_tiny_clip(folder: Path, *, processor: Path | None = None, seed: int = 0
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
-                parameter.normal_(std=0.3)
+                parameter.normal_(std=0.15)
             elif name == "logit_scale":
                 parameter.fill_(4.6052)  # exp: 100, as published
     model.save_pretrained(folder)
