@@ -111,9 +111,8 @@ class ScoreImages(BatchModule):
         self.positions = [list(range(start, end)) for start, end in pairwise(starts)]
 
     def on_predict_start(self) -> None:
-        self.loaded = copy.copy(
-            self.reward
-        )  # the config's own stays without weights: nine scorers would fill the memory
+        # The config's own stays without weights: nine scorers together would fill the memory.
+        self.loaded = copy.deepcopy(self.reward)
         self.loaded.to(self.device)
 
     def predict_step(self, batch: int) -> int:

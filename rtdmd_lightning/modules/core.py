@@ -258,6 +258,8 @@ class DistillationModule(L.LightningModule, ABC):
         optimizers = self.optimizers(use_pl_optimizer=role == GENERATOR)
         assert isinstance(optimizers, list)
         optimizer = optimizers[0 if role == GENERATOR else 1]
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate_at(self.global_step, self.trainer.max_steps)
         optimizer.step()
         optimizer.zero_grad()
         return norm

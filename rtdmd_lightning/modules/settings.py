@@ -8,13 +8,23 @@ from rtdmd_lightning.errors import UserError
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW's numbers, and the gradient norm that is clipped to."""
+    """AdamW's numbers, and the gradient norm that is clipped to.
+
+    decay_steps: over the run's last so many generator updates the learning rate falls linearly to zero; 0 keeps it constant.
+    """
 
     learning_rate: float = 3e-5
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     eps: float = 1e-8
     max_grad_norm: float = 1.0
+    decay_steps: int = 0
+
+    def learning_rate_at(self, step: int, max_steps: int) -> float:
+        """The rate of generator update `step` of `max_steps` (counted from 0)."""
+        if not self.decay_steps or max_steps < 0:  # Lightning's max_steps -1: a run without an end has no last steps
+            return self.learning_rate
+        return self.learning_rate * min(1.0, (max_steps - step) / self.decay_steps)
 
 
 @dataclass(frozen=True)

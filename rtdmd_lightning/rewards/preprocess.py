@@ -14,9 +14,11 @@ from rtdmd_lightning.errors import UserError
 class ClipPreprocess:
     """Bicubic resize of the shorter side, centre crop, normalisation: `[B, 3, H, W]` in [0, 1] to `[B, 3, crop, crop]`.
 
-    The resize is PIL's: antialiased, and cut off where the kernel overshoots black or white. PIL besides rounds to whole grey
-    levels before and after each of its two passes; nothing is rounded here, since a rounded picture has no gradient. So a
-    pixel differs from the processor's by about one level (1/255) at most, by chance up or down, and a score by far less.
+    The resize is PIL's: antialiased, horizontal pass first, cut off after each pass where the kernel overshoots black or white.
+    (PIL shrinks pictures that are twice as tall as wide the other way round, which tells where the overshoot is cut.) PIL
+    besides rounds to whole grey levels before and after each pass; nothing is rounded here, since a rounded picture has no
+    gradient. So a pixel differs from the processor's by about one level (1/255) at most, by chance up or down, and a score
+    by far less.
 
     Args:
         resize: pixels of the shorter side after the resize.
@@ -61,8 +63,10 @@ def resize_shorter_side(images: Tensor, side: int) -> Tensor:
     shorter = min(height, width)
     if shorter == side:
         return images
-    size = (side * height // shorter, side * width // shorter)
-    return F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+    new_height, new_width = side * height // shorter, side * width // shorter
+    for size in ((height, new_width), (new_height, new_width)):
+        images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+    return images
 
 
 def centre_crop(images: Tensor, side: int) -> Tensor:

@@ -51,7 +51,7 @@ def test_the_number_is_the_packages(folder, size):
     expected = package_score(folder, images)
     assert expected.std() > 0.1
     score = loaded(folder).score(images, PROMPTS, NO_METADATA)
-    torch.testing.assert_close(score, expected, rtol=0, atol=1e-3)
+    torch.testing.assert_close(score, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_gradients_reach_the_pixels(folder):
