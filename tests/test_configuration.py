@@ -205,9 +205,13 @@ def test_the_shipped_defaults_are_merged():
     """One real chain, read with nothing but a YAML parser."""
     own = yaml.safe_load((REPOSITORY / "configs/cold_start/tiny_sd3.yaml").read_text())
     composed = compose(REPOSITORY / "configs/cold_start/tiny_sd3.yaml")
-    base = compose(REPOSITORY / "configs/cold_start/defaults.yaml")
-    assert own["defaults"] == ["defaults.yaml"]
-    assert set(composed) == set(own) - {"defaults"} | set(base)
+    bases = [compose(REPOSITORY / "configs/cold_start" / name) for name in own["defaults"]]
+    assert len(bases) == 2
+    assert set(composed) == set(own) - {"defaults"} | set(bases[0]) | set(bases[1])
+    merged = composed["model"]["init_args"]
+    assert merged["batch_size"] == own["model"]["init_args"]["batch_size"]
+    assert merged["sampler"] == bases[0]["model"]["init_args"]["sampler"]
+    assert merged["backbone"] == bases[1]["model"]["init_args"]["backbone"]
 
 
 # `readable_errors`, inside which all of this is raised.

@@ -16,7 +16,14 @@ from jsonargparse import auto_cli
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms.functional import gaussian_blur
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTokenizer,
+    get_cosine_schedule_with_warmup,
+)
 
 from rtdmd_lightning.errors import readable_errors
 from rtdmd_lightning.rewards.preprocess import ClipPreprocess
@@ -29,6 +36,7 @@ from rtdmd_lightning.shapes.world import IMAGE_SIZE
 PATCH, WIDTH, VISION_LAYERS, TEXT_LAYERS, HEADS, JOINT = 8, 128, 4, 2, 4, 64
 TRAINING_PAIRS = 24_000
 BATCH_SIZE = 128
+WARM_UP_STEPS = 100
 MAX_LOGIT_SCALE = 100.0  # CLIP's own bound
 MAX_NOISE, MAX_BLUR = 0.06, 0.7  # a student's pictures are neither sharp nor clean
 
@@ -36,7 +44,7 @@ MAX_NOISE, MAX_BLUR = 0.06, 0.7  # a student's pictures are neither sharp nor cl
 def main(
     output: Path = Path("checkpoints/tiny-clip"),
     run_dir: Path = Path("runs/tiny-clip"),
-    steps: int = 3000,
+    steps: int = 2500,
     pairs: int = TRAINING_PAIRS,
     precision: str = "32-true",
 ) -> None:
@@ -80,7 +88,7 @@ def build_processor(tokenizer: CLIPTokenizer) -> CLIPProcessor:
 
 
 class ClipModule(L.LightningModule):
-    """CLIP's symmetric cross-entropy over a batch, and again over each couple of neighbours; AdamW, one-cycle rate.
+    """CLIP's symmetric cross-entropy over a batch, and again over each couple of neighbours; AdamW, cosine rate.
 
     A picture may fulfil several prompts of its batch (`a red circle` and `a circle`); all of those are right, in equal shares.
     The second term is what makes it learn `left of`: in a whole batch the relations matter too little to leave a plateau.
@@ -125,7 +133,7 @@ class ClipModule(L.LightningModule):
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, self.steps, pct_start=0.05)
+        schedule = get_cosine_schedule_with_warmup(optimizer, WARM_UP_STEPS, self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -22,6 +22,7 @@ from rtdmd_lightning.shapes.world import Placed, Scene
 from tests.tiny import REPOSITORY
 
 FOLDER = REPOSITORY / "checkpoints" / "tiny-clip"
+committed = pytest.mark.skipif(not FOLDER.exists(), reason="checkpoints/tiny-clip is not committed yet: make tiny-clip")
 NUMBER = {content["prompt"]: number for number, content in enumerate(all_contents())}
 
 
@@ -38,10 +39,11 @@ def test_neighbours_differ_in_one_respect():
         "a triangle left of a square", "a cross left of a square", "a circle left of a triangle", "a circle left of a cross",
     }  # fmt: skip
     of_colors = texts(neighbours(NUMBER["a red circle and a blue square"]))
-    assert {"a blue circle and a red square", "a red square and a blue circle"} & of_colors == {
-        "a blue circle and a red square"  # the other means the same
-    }
-    assert "a green circle and a blue square" in of_colors and "a green circle and a red square" not in of_colors
+    assert {"a blue circle and a red square", "a green circle and a blue square"} <= of_colors
+    assert "a green circle and a red square" not in of_colors
+    assert "a square and a circle" not in texts(
+        neighbours(NUMBER["a circle and a square"])
+    )  # the same in another order
 
 
 def test_what_a_scene_fulfils():
@@ -56,15 +58,15 @@ def test_what_a_scene_fulfils():
 
 
 def test_pairs_are_training_pairs_beside_their_neighbours():
-    pairs = sample_pairs(200, seed=1)
-    assert pairs.images.shape == (200, 3, 32, 32) and pairs.images.dtype == torch.uint8
+    pairs = sample_pairs(60, seed=1)
+    assert pairs.images.shape == (60, 3, 32, 32) and pairs.images.dtype == torch.uint8
     assert not any(is_held_out(entry) for entry in pairs.metadata)
-    numbers = torch.arange(200)
+    numbers = torch.arange(60)
     assert pairs.content.tolist() == [content_of(entry) for entry in pairs.metadata]
     assert pairs.fulfils[numbers, pairs.content].all()
     assert all(b in neighbours(a) for a, b in pairs.content.view(-1, 2).tolist())
-    assert torch.equal(sample_pairs(200, seed=1).images, pairs.images)
-    assert not torch.equal(sample_pairs(200, seed=2).images, pairs.images)
+    assert torch.equal(sample_pairs(60, seed=1).images, pairs.images)
+    assert not torch.equal(sample_pairs(60, seed=2).images, pairs.images)
 
 
 def test_held_out_neighbours_are_held_out():
@@ -128,16 +130,20 @@ def test_the_run_resumes_and_its_folder_loads(run, tmp_path):
     assert scores.isfinite().all()
 
 
+@committed
 def test_the_committed_folder_is_small_and_loads_by_the_stock_classes():
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 6e6
     processor, model = CLIPProcessor.from_pretrained(FOLDER), CLIPModel.from_pretrained(FOLDER, dtype=torch.float32)
     rng = np.random.default_rng(0)
     metadata = [prompts_by_content(True)[NUMBER[text]][0] for text in ("a red circle", "two crosses", "a blue square")]
     images = draw(metadata, rng, allow_unseen=True).images
-    inputs = processor([entry["prompt"] for entry in metadata], list(images), return_tensors="pt", padding=True)
+    inputs = processor(
+        text=[entry["prompt"] for entry in metadata], images=list(images), return_tensors="pt", padding=True
+    )
     assert model(**inputs).logits_per_image.argmax(dim=1).tolist() == [0, 1, 2]
 
 
+@committed
 def test_the_committed_model_tells_held_out_neighbours_apart():
     """Also under the reward's gradient: a step up the score is not noise but a picture closer to the prompt's."""
     reward = ClipScoreReward(weights=str(FOLDER))
