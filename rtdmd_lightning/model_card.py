@@ -1,7 +1,7 @@
 """The model card that a result is published with: where it comes from, how it was made, how it scores, how to use it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ arXiv 2605.26108). It draws in {{ steps | length }} forward passes without class
 
 ## Use
 
-`pytorch_lora_weights.safetensors` is the whole stack as one adapter, for diffusers:
+`pytorch_lora_weights.safetensors` is the whole stack as one adapter, for `pipe.load_lora_weights` of diffusers.
+{%- if evenly_spaced %}
 
 ```python
 import torch
@@ -40,8 +41,17 @@ from rtdmd_lightning.scheduler import CPSScheduler
 pipe = {{ pipeline }}.from_pretrained("{{ base }}", torch_dtype=torch.bfloat16)
 pipe.load_lora_weights("{{ repo_id }}")
 pipe.scheduler = CPSScheduler.from_config(pipe.scheduler.config, eta={{ eta }})
-image = pipe("{{ prompt }}", {{ call }}).images[0]
+image = pipe(
+    prompt="{{ prompt }}",
+    num_inference_steps={{ steps | length }},
+    guidance_scale={{ guidance_scale }},
+    height={{ resolution }},
+    width={{ resolution }},
+).images[0]
 ```
+{%- else %}
+Its steps are not evenly spaced, which a pipeline would take them to be: draw with the command below.
+{%- endif %}
 
 Each adapter alone is a plain state dict, `NAME/generator_ema.pt`. They are stacked, never loaded into one place:
 
@@ -145,17 +155,11 @@ def model_card(result: Result, repo_id: str, prompt: str = "a photo of two red c
         eta=result.eta,
         resolution=result.resolution,
         pipeline=result.pipeline,
-        call=_call(result.steps, result.guidance_scale),
+        evenly_spaced=list(result.steps) == even_steps(len(result.steps)),
+        guidance_scale=result.guidance_scale,
         scores=_score_table(result.scores),
         recipe=result.recipe,
     )
-
-
-def _call(steps: Sequence[int], guidance_scale: float) -> str:
-    """The pipeline's arguments; a schedule that is not evenly spaced has to be given as shifted levels."""
-    even = list(steps) == even_steps(len(steps))
-    schedule = f"num_inference_steps={len(steps)}" if even else "sigmas=[...]  # sample.py prints them\n    "
-    return f"{schedule}, guidance_scale={guidance_scale:g}"
 
 
 def _evaluated(metric: str, value: float) -> EvalResult:

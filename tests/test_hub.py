@@ -94,7 +94,7 @@ def test_the_card_tells_base_recipe_scores_and_use(server, stages, tiny_folder):
         "| shapes/color | 0.7500 |",
         f'pipe.load_lora_weights("{NAME}")',
         'StableDiffusion3Pipeline.from_pretrained("stabilityai/stable-diffusion-3.5-medium"',
-        "num_inference_steps=4, guidance_scale=1)",
+        "    num_inference_steps=4,\n    guidance_scale=1.0,\n    height=32,",
         "--adapters tiny-rtdmd/cold_start tiny-rtdmd/rtdmd",
         "learning_rate: 0.01",
     ):
@@ -119,6 +119,14 @@ def test_a_generator_with_a_base_of_its_own_is_published_for_that_base(tmp_path)
         {"generator_pretrained": "klein"},
         "RTDMD",
     )
+
+
+def test_no_pipeline_call_is_shown_for_steps_that_a_pipeline_would_space_evenly(server, stages):
+    path = stages[1] / "config.yaml"
+    path.write_text(path.read_text().replace("- 750", "- 600"))
+    push(server, stages)
+    text = server.repositories[NAME]["README.md"].decode()
+    assert "```python" not in text and "not evenly spaced" in text and '--steps "[1000, 600, 500, 250]"' in text
 
 
 def test_a_run_without_scores_says_so(server, stages):

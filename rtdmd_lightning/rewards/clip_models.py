@@ -50,6 +50,7 @@ class ClipEncoder:
             self._remembered.move_to_end(prompt)
         while len(self._remembered) > REMEMBERED_PROMPTS:
             self._remembered.popitem(last=False)
+        # A copy: rows made under inference_mode, where Lightning validates, could not be saved for a backward pass.
         return torch.stack(rows).to(self.model.logit_scale)
 
     def logits(self, images: Tensor, prompts: list[str]) -> Tensor:
@@ -58,8 +59,7 @@ class ClipEncoder:
         return cosine * self.model.logit_scale.exp()
 
     def _encode(self, prompts: list[str]) -> list[Tensor]:
-        # Under inference_mode, where Lightning validates, they could not be used in a later backward pass.
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.model.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(self.model.device.type, enabled=False):
             tokens = self.tokenizer(
                 prompts,
                 padding=True,

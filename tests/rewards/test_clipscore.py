@@ -32,7 +32,9 @@ def test_the_number_is_the_packages(folder, size):
     images = pictures(3, size)
     prompts = [PROMPTS[0], PROMPTS[0], PROMPTS[1]]
     expected = package_logits(folder, images, prompts) / 100
-    assert (expected[0] - expected[1]).abs() > 0.01 and (expected[0] - expected[2]).abs() > 0.01  # else 1e-3 is no test
+    assert (expected[0] - expected[1]).abs() > 0.006 and (
+        expected[0] - expected[2]
+    ).abs() > 0.006  # else 1e-3 is no test
     score = loaded(folder).score(images, prompts, NO_METADATA)
     assert score.shape == (3,) and score.dtype == torch.float32
     torch.testing.assert_close(score, expected, rtol=0, atol=1e-3)

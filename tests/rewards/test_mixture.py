@@ -49,6 +49,7 @@ class Fails(Reward):
         self.prompt, self.largest = prompt, largest
 
     def score(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
+        assert len(images) == len(prompts) == len(metadata)
         if self.prompt in prompts or len(prompts) > self.largest:
             raise KeyError("broken")
         return torch.zeros(len(prompts))

@@ -27,7 +27,7 @@ def save_tiny_clip(folder: Path, *, processor: Path | None = None, seed: int = 0
             if parameter.dim() > 1:
                 parameter.normal_(std=0.15)
             elif name == "logit_scale":
-                parameter.fill_(4.6052)  # exp: 100, as published
+                parameter.fill_(4.0)  # published: log(100)
     model.save_pretrained(folder)
     CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=SIDE).save_pretrained(processor or folder)
     tokenizer.save_pretrained(processor or folder)
