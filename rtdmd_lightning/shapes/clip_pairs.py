@@ -17,16 +17,6 @@ from rtdmd_lightning.shapes.prompts import TAGS, contents, is_held_out, prompts
 from rtdmd_lightning.shapes.render import render_batch
 from rtdmd_lightning.shapes.world import Scene, sample_scene
 
-# `left of` and its kin take a CLIP longest by far: the rest is known after a few hundred steps.
-TAG_WEIGHTS = {
-    "single_object": 0.05,
-    "two_object": 0.05,
-    "counting": 0.1,
-    "colors": 0.1,
-    "position": 0.5,
-    "color_attr": 0.2,
-}
-
 
 @dataclass(frozen=True)
 class Pairs:
@@ -75,7 +65,7 @@ def neighbours(content: int) -> list[int]:
 def sample_pairs(count: int, *, seed: int) -> Pairs:
     """`count` (even) training pairs, the same ones for a seed; unseen colour-shape pairs are neither shown nor named."""
     rng = np.random.default_rng(seed)
-    first = sample_metadata(rng, count // 2, TAG_WEIGHTS)
+    first = sample_metadata(rng, count // 2)
     metadata = [entry for one in first for entry in (one, sample_neighbour(one, rng, held_out=False))]
     return draw(metadata, rng, allow_unseen=False)
 

@@ -23,10 +23,10 @@ TAG_WEIGHTS = {
 CAPTION_NOISE = 0.15
 
 
-def sample_metadata(rng: np.random.Generator, count: int, tag_weights: dict[str, float] = TAG_WEIGHTS) -> list[dict]:
-    """`count` training prompts (GenEval metadata), tags drawn by their weights."""
-    by_tag = [training_prompts(tag) for tag in tag_weights]
-    tags = rng.choice(len(by_tag), size=count, p=list(tag_weights.values()))
+def sample_metadata(rng: np.random.Generator, count: int) -> list[dict]:
+    """`count` training prompts (GenEval metadata), tags drawn by `TAG_WEIGHTS`."""
+    by_tag = [training_prompts(tag) for tag in TAG_WEIGHTS]
+    tags = rng.choice(len(by_tag), size=count, p=list(TAG_WEIGHTS.values()))
     return [by_tag[tag][rng.integers(len(by_tag[tag]))] for tag in tags]
 
 
