@@ -18,9 +18,10 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from jsonargparse import ArgumentParser
 
 from rtdmd_lightning import fit
+from rtdmd_lightning.accelerator import synchronize
+from rtdmd_lightning.command_line import run_command
 from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.errors import UserError, readable_errors
 from rtdmd_lightning.modules import ACDMDModule
@@ -69,12 +70,6 @@ class Stopwatch(L.Callback):
         for name, value in trainer.callback_metrics.items():
             if name.startswith("time/"):
                 self.seconds[name.removeprefix("time/")].append(float(value))
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for what an accelerator still has to do; a CPU has done it."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize()
 
 
 def peak_memory(device: torch.device) -> float:
@@ -191,10 +186,7 @@ def benchmark(
 
 
 def main(arguments: list[str]) -> None:
-    """The command line. jsonargparse's `auto_cli` is not for it: that drops a function's parameter named `config`."""
-    parser = ArgumentParser(prog="rtdmd_lightning.benchmarks", description=__doc__, exit_on_error=False)
-    parser.add_function_arguments(benchmark)
-    benchmark(**parser.instantiate(parser.parse_args(arguments)))
+    run_command(benchmark, "rtdmd_lightning.benchmarks", arguments)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ checkpoint. At the end: a table (Markdown), the numbers with every learning curv
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
@@ -16,11 +15,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, auto_cli
+from jsonargparse import ArgumentParser
 
+from rtdmd_lightning.command_line import run_command
 from rtdmd_lightning.configuration import compose
 from rtdmd_lightning.curves import SECONDS, Curve, Runs, markdown_table, plot, read_curve, summarise
 from rtdmd_lightning.errors import UserError, readable_errors
+from rtdmd_lightning.files import slug, write_text
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Study:
     variants: list[Variant]
 
     def __post_init__(self) -> None:
-        folders = [folder_name(variant.name) for variant in self.variants]
+        folders = [slug(variant.name) for variant in self.variants]
         if not folders or len(set(folders)) != len(folders):
             raise UserError(f"a study wants variants whose names differ, not {[v.name for v in self.variants]}")
         if not self.metrics:
@@ -143,18 +144,13 @@ def load_study(path: Path) -> Study:
     return Study(**parser.instantiate(parser.parse_object(compose(path))))
 
 
-def folder_name(name: str) -> str:
-    """A variant's name in the letters that every file system takes."""
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-
-
 def grid(study: Study) -> list[Run]:
     """The runs of a study. The first seed of every variant comes first, so that an interrupted study has seen all variants."""
     runs = []
     for position in range(max(len(study.seeds_of(variant)) for variant in study.variants)):
         for variant in study.variants:
             for seed in study.seeds_of(variant)[position : position + 1]:
-                folder = study.runs / folder_name(variant.name) / f"seed_{seed}"
+                folder = study.runs / slug(variant.name) / f"seed_{seed}"
                 options = [*variant.options, f"--trainer.max_steps={study.max_steps}"]
                 runs.append(Run(variant.name, seed, folder, variant.config or study.config, options))
     return runs
@@ -193,10 +189,7 @@ def write_results(study: Study, name: str, curves: Runs) -> None:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Whole or absent."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1, default=_plain) + "\n")
-    os.replace(partial, path)
+    write_text(json.dumps(content, indent=1, default=_plain) + "\n", path)
 
 
 def _plain(value: Any) -> Any:
@@ -205,4 +198,4 @@ def _plain(value: Any) -> Any:
 
 if __name__ == "__main__":
     with readable_errors():
-        auto_cli(compare, args=sys.argv[1:], as_positional=False, exit_on_error=False)
+        run_command(compare, "rtdmd_lightning.compare", sys.argv[1:])

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.evaluation.statistics import estimate
 
 STEP, SECONDS = "step", "training_seconds"
 AXES = {STEP: "generator updates", SECONDS: "seconds of training"}
@@ -37,8 +38,8 @@ class Estimate:
 
     @staticmethod
     def of(values: Sequence[float]) -> "Estimate":
-        error = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
-        return Estimate(float(np.mean(values)), error)
+        found = estimate(values)
+        return Estimate(found.mean, found.error if len(values) > 1 else None)
 
 
 def read_curve(path: Path) -> Curve:

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from rtdmd_lightning import fit
+from rtdmd_lightning.command_line import run_command
 from rtdmd_lightning.data.prompts import load_prompts
 from rtdmd_lightning.errors import readable_errors
 from rtdmd_lightning.shapes.scoring import in_batches, strict_scores, teacher_images
@@ -100,7 +100,4 @@ def save_side_by_side(columns: list[Tensor], path: Path, count: int) -> None:
 
 if __name__ == "__main__":
     with readable_errors():
-        # Not jsonargparse's auto_cli: that drops a function's parameter named `config`.
-        parser = ArgumentParser(prog="rtdmd_lightning.demo", description=__doc__, exit_on_error=False)
-        parser.add_function_arguments(demo)
-        demo(**parser.instantiate(parser.parse_args(sys.argv[1:])))
+        run_command(demo, "rtdmd_lightning.demo", sys.argv[1:])

@@ -18,13 +18,13 @@ from lightning import Trainer
 from rtdmd_lightning.configuration import expand_config_arguments
 from rtdmd_lightning.data.prompts import load_prompts
 from rtdmd_lightning.errors import readable_errors
-from rtdmd_lightning.evaluation.images import write_text
 from rtdmd_lightning.evaluation.plan import ImageTask, in_batches, plan_images, settings_digest
 from rtdmd_lightning.evaluation.predict import DrawImages, ScoreImages
 from rtdmd_lightning.evaluation.report import write_report
 from rtdmd_lightning.evaluation.results import Results, SetResult, write_results
 from rtdmd_lightning.evaluation.settings import Entry, Gallery, PromptSet, check_settings
 from rtdmd_lightning.evaluation.tables import to_markdown
+from rtdmd_lightning.files import write_text
 from rtdmd_lightning.rewards.base import Reward
 
 Images = dict[str, dict[str, list[ImageTask]]]

@@ -11,8 +11,9 @@ from rtdmd_lightning.adapters.apply import activate
 from rtdmd_lightning.data.embeddings import PromptEmbedder
 from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.models.base import Backbone
+from rtdmd_lightning.objectives import evenly_spaced
 from rtdmd_lightning.randomness import SampleRandom
-from rtdmd_lightning.sampling import rollout
+from rtdmd_lightning.sampling import check_eta, check_steps, rollout
 from rtdmd_lightning.structures import Conditioning
 
 METHOD_STEPS = (1000, 750, 500, 250)
@@ -39,11 +40,13 @@ class InferenceModel:
         guidance_scale: float = 1.0,
         eta: float = 0.9,
     ) -> None:
-        check_steps(steps)
+        if isinstance(steps, int):
+            even_steps(steps)
+        else:
+            check_steps(steps, "steps")
         if guidance_scale < 1:
             raise UserError(f"guidance_scale must be at least 1 (1 is no guidance), not {guidance_scale}")
-        if not 0 <= eta <= 1:
-            raise UserError(f"eta must lie in [0, 1], not {eta}")
+        check_eta(eta, "eta")
         self.backbone = backbone
         self.adapters = tuple(adapters)
         self.steps = steps
@@ -101,12 +104,4 @@ def even_steps(count: int) -> list[int]:
     """`count` evenly spaced raw timesteps from 1000 down; four of them are METHOD section 1's 1000, 750, 500, 250."""
     if not 1 <= count <= 1000:
         raise UserError(f"the number of steps must lie between 1 and 1000, not {count}")
-    return [round(1000 * (count - step) / count) for step in range(count)]
-
-
-def check_steps(steps: int | Sequence[int]) -> None:
-    """Raise UserError for a schedule that does not fall strictly within (0, 1000]."""
-    if isinstance(steps, int):
-        even_steps(steps)
-    elif not steps or sorted(set(steps), reverse=True) != list(steps) or not 0 < steps[-1] <= steps[0] <= 1000:
-        raise UserError(f"steps must fall strictly from at most 1000 and stay above 0, not {list(steps)}")
+    return [round(step) for step in evenly_spaced(count, start=1000)]

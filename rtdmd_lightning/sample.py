@@ -20,7 +20,9 @@ from jsonargparse import ArgumentParser
 
 from rtdmd_lightning.data.prompts import load_prompts
 from rtdmd_lightning.errors import UserError, readable_errors
-from rtdmd_lightning.evaluation.images import write_image, write_text
+from rtdmd_lightning.evaluation.images import write_image
+from rtdmd_lightning.evaluation.plan import in_batches
+from rtdmd_lightning.files import write_text
 from rtdmd_lightning.inference import InferenceModel, even_steps
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.models.families import open_backbone
@@ -93,10 +95,7 @@ def sample(job: Job) -> Path:
     with processes() as (rank, world_size):
         model.load(_device(job.device))
         files = [f"{index:06d}.png" for index in range(len(prompts))]
-        batches = [
-            range(start, min(start + job.batch_size, len(prompts))) for start in range(0, len(prompts), job.batch_size)
-        ]
-        for batch in batches[rank::world_size]:
+        for batch in in_batches(range(len(prompts)), job.batch_size)[rank::world_size]:
             images = model.generate([prompts[index] for index in batch], batch, seed=job.seed)
             for index, image in zip(batch, images, strict=True):
                 write_image(image, job.out / files[index])

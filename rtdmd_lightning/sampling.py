@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.objectives import cps_step
 from rtdmd_lightning.structures import Trajectory
 
@@ -41,3 +42,15 @@ def rollout(
         reached = cps_step(states[-1], velocities[-1], sigma=sigma, sigma_next=sigma_next, eta=eta, noise=noises[-1])
         states.append(rounded(reached))
     return Trajectory(tuple(sigmas), tuple(states), tuple(velocities), tuple(noises))
+
+
+def check_steps(steps: Sequence[float], name: str) -> None:
+    """Raise UserError, which calls them `name`, for raw timesteps that do not fall strictly within (0, 1000]."""
+    if not steps or sorted(set(steps), reverse=True) != list(steps) or not 0 < steps[-1] <= steps[0] <= 1000:
+        raise UserError(f"{name} must fall strictly from at most 1000 and stay above 0, not {list(steps)}")
+
+
+def check_eta(eta: float, name: str) -> None:
+    """Raise UserError, which calls it `name`, for a stochasticity outside of [0, 1]."""
+    if not 0 <= eta <= 1:
+        raise UserError(f"{name} must lie in [0, 1], not {eta}")

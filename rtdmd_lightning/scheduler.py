@@ -11,7 +11,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from rtdmd_lightning.objectives import cps_step, dynamic_shift_sigmas, shift_sigmas
+from rtdmd_lightning.objectives import cps_step, dynamic_shift_sigmas, evenly_spaced, shift_sigmas
 
 
 class CPSScheduler(FlowMatchEulerDiscreteScheduler):
@@ -85,13 +85,13 @@ class CPSScheduler(FlowMatchEulerDiscreteScheduler):
         """
         if timesteps is not None:
             raise ValueError("CPSScheduler takes num_inference_steps or sigmas, not timesteps")
-        levels = _even(num_inference_steps or 0) if sigmas is None else [float(sigma) for sigma in sigmas]
+        levels = evenly_spaced(num_inference_steps or 0) if sigmas is None else [float(sigma) for sigma in sigmas]
         falls = all(low < high for high, low in itertools.pairwise([1 + 1e-6, *levels, 0.0]))
         if not levels or not falls:
             raise ValueError(
                 f"sigmas must fall strictly from at most 1 and stay above 0 (which is appended): got {levels}"
             )
-        if sigmas is None or (mu is not None and np.allclose(levels, _even(len(levels)), atol=1e-6)):
+        if sigmas is None or (mu is not None and np.allclose(levels, evenly_spaced(len(levels)), atol=1e-6)):
             levels = self._shifted(levels, mu)
         self.num_inference_steps = len(levels)
         self.sigmas = torch.tensor([*levels, 0.0], dtype=torch.float32, device=device)
@@ -126,7 +126,3 @@ class CPSScheduler(FlowMatchEulerDiscreteScheduler):
         if mu is None:
             raise ValueError("the scheduler's shift is dynamic: set_timesteps wants the pipeline's mu")
         return dynamic_shift_sigmas(levels, mu=mu, num_train_timesteps=1)
-
-
-def _even(count: int) -> list[float]:
-    return [(count - step) / count for step in range(count)]

@@ -13,9 +13,10 @@ from jsonargparse import ArgumentError
 from rtdmd_lightning import compare as comparing
 from rtdmd_lightning import fit
 from rtdmd_lightning.callbacks import RewardEvalCallback
-from rtdmd_lightning.compare import compare, folder_name, grid, load_study
+from rtdmd_lightning.compare import compare, grid, load_study
 from rtdmd_lightning.curves import SECONDS, STEP
 from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.files import slug
 from tests.tiny import REPOSITORY, write_config
 
 STUDIES = [
@@ -185,7 +186,7 @@ def test_the_cold_start_study_compares_ac_dmd_with_dmd2_over_three_seeds():
 
 
 def test_folder_names_hold_plain_letters():
-    assert folder_name("Rao-Blackwellised target, η = 0") == "rao_blackwellised_target_0"
+    assert slug("Rao-Blackwellised target, η = 0") == "rao_blackwellised_target_0"
 
 
 def test_a_study_that_trains_goes_on_after_an_interruption(tiny_folder, tmp_path, write_study, monkeypatch):

@@ -23,6 +23,18 @@ from rtdmd_lightning.shapes.text import JOINT_WIDTH, build_silent_t5, build_text
 from rtdmd_lightning.shapes.vae import build_vae
 
 REPOSITORY = Path(__file__).parents[1]
+BACKBONE_OPTIONS = {"resolution": 32, "use_t5": False, "max_sequence_length": 1, "dtype": "float32"}
+# A large eps makes Adam's first steps proportional to the gradient: rounding cannot flip a step's sign.
+OPTIMIZERS = {role: {"learning_rate": 1.0e-2, "eps": 1.0e-2} for role in ("generator_optimizer", "fake_optimizer")}
+STRATEGIES = {
+    "ddp": ["--trainer.strategy=ddp_find_unused_parameters_true"],
+    "fsdp2": [
+        "--trainer.strategy=lightning.pytorch.strategies.ModelParallelStrategy",
+        "--trainer.strategy.data_parallel_size=2",
+        "--trainer.strategy.tensor_parallel_size=1",
+        "--trainer.strategy.save_distributed_checkpoint=false",
+    ],
+}
 
 
 def save_tiny_pipeline(folder: Path) -> None:
@@ -61,8 +73,7 @@ def save_tiny_pipeline(folder: Path) -> None:
 
 
 def tiny_backbone(folder: Path, **options) -> SD3Backbone:
-    settings = {"resolution": 32, "use_t5": False, "max_sequence_length": 1, "dtype": "float32"}
-    return SD3Backbone(str(folder), **settings | options)
+    return SD3Backbone(str(folder), **BACKBONE_OPTIONS | options)
 
 
 def tiny_module(folder: Path, backbone_options: dict | None = None, **options) -> ACDMDModule:
@@ -106,28 +117,28 @@ def write_config(folder: Path, pipeline: Path, *, backbone: dict | None = None, 
         "data": {"prompts": "shapes:train"},
         "model": {
             "init_args": {
-                "backbone": {
-                    "class_path": "rtdmd_lightning.models.SD3Backbone",
-                    "init_args": {
-                        "pretrained": str(pipeline),
-                        "resolution": 32,
-                        "use_t5": False,
-                        "max_sequence_length": 1,
-                        "dtype": "float32",
-                    }
-                    | (backbone or {}),
-                },
+                "backbone": backbone_config(pipeline, backbone or {}),
                 "batch_size": 4,
                 "guidance_scale": [3.0, 3.0],
                 "lora": {"rank": 4, "alpha": 8},
                 "fake_update_ratio": 2,
-                # A large eps makes Adam's first steps proportional to the gradient: rounding cannot flip a step's sign.
-                "generator_optimizer": {"learning_rate": 1.0e-2, "eps": 1.0e-2},
-                "fake_optimizer": {"learning_rate": 1.0e-2, "eps": 1.0e-2},
             }
+            | OPTIMIZERS
             | model
         },
     }
+    return write_yaml(folder, config)
+
+
+def backbone_config(pipeline: Path, options: dict) -> dict:
+    """A tiny SD3 pipeline as it stands in a config."""
+    return {
+        "class_path": "rtdmd_lightning.models.SD3Backbone",
+        "init_args": {"pretrained": str(pipeline), **BACKBONE_OPTIONS, **options},
+    }
+
+
+def write_yaml(folder: Path, config: dict) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor
 
 from rtdmd_lightning.callbacks.export import write_adapter
@@ -11,7 +10,7 @@ from rtdmd_lightning.models.lora import adapter_state_dict
 from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE
 from rtdmd_lightning.modules.core import EMA, FAKE_SCORE
 from rtdmd_lightning.rewards.base import Reward
-from tests.tiny import REPOSITORY, tiny_module
+from tests.tiny import OPTIMIZERS, REPOSITORY, backbone_config, tiny_module, write_yaml
 
 
 class Redness(Reward):
@@ -63,16 +62,7 @@ def write_rtdmd_config(folder: Path, pipeline: Path, cold_start: Path, **model) 
         "data": {"prompts": "shapes:train"},
         "model": {
             "init_args": {
-                "backbone": {
-                    "class_path": "rtdmd_lightning.models.SD3Backbone",
-                    "init_args": {
-                        "pretrained": str(pipeline),
-                        "resolution": 32,
-                        "use_t5": False,
-                        "max_sequence_length": 1,
-                        "dtype": "float32",
-                    },
-                },
+                "backbone": backbone_config(pipeline, {}),
                 "cold_start": str(cold_start),
                 "batch_size": 4,
                 "micro_batches": 4,
@@ -86,13 +76,9 @@ def write_rtdmd_config(folder: Path, pipeline: Path, cold_start: Path, **model) 
                     ],
                     "weights": {"redness": 1.0, "contrast": 1.0},
                 },
-                "generator_optimizer": {"learning_rate": 1.0e-2, "eps": 1.0e-2},
-                "fake_optimizer": {"learning_rate": 1.0e-2, "eps": 1.0e-2},
             }
+            | OPTIMIZERS
             | model
         },
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
+    return write_yaml(folder, config)

@@ -23,13 +23,13 @@ Scores = dict[str, Tensor]
 class Rollout:
     """One process's part of a micro-batch, B samples, kept on the CPU between the phases.
 
-    `states[k]` sits at level k of the schedule, in the dtype of storage; `log_probs` are `[K-1, B]`, of the stochastic steps
-    under the weights that took them; `rewards` are `[B]` each; `advantages` `[B]`.
+    `states[k]` sits at level k of the schedule, in the dtype of storage; `log_probs` are `[B]` for each step that is trained,
+    under the weights that took it; `rewards` are `[B]` each; `advantages` `[B]`.
     """
 
     batch: PromptBatch
     states: tuple[Tensor, ...]
-    log_probs: Tensor
+    log_probs: dict[int, Tensor]
     rewards: Scores
     advantages: Tensor
 
@@ -45,7 +45,7 @@ def shared_noise(prompts: Sequence[str], shape: Sequence[int], *, seed: int, epo
 
 def collect(
     batches: Iterable[PromptBatch],
-    roll_out: Callable[[PromptBatch], tuple[tuple[Tensor, ...], Tensor, Tensor]],
+    roll_out: Callable[[PromptBatch], tuple[tuple[Tensor, ...], dict[int, Tensor], Tensor]],
     score: Callable[[Tensor, PromptBatch], Scores],
 ) -> list[Rollout]:
     """Roll out every batch and score its images; a batch is scored while the next one is rolled out.
@@ -53,7 +53,7 @@ def collect(
     `roll_out` gives the states, their log-probabilities and the images; what `score` raises is raised here. The advantages
     are zeros until `with_advantages`.
     """
-    pending: list[tuple[PromptBatch, tuple[Tensor, ...], Tensor, Future[Scores]]] = []
+    pending: list[tuple[PromptBatch, tuple[Tensor, ...], dict[int, Tensor], Future[Scores]]] = []
     with ThreadPoolExecutor(max_workers=1) as scorer:
         for batch in batches:
             if pending and pending[-1][-1].done():

@@ -5,18 +5,18 @@ import io
 import os
 from pathlib import Path
 
-import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+from torchvision.transforms.functional import pil_to_tensor
+
+from rtdmd_lightning.rewards.pixels import to_pil
 
 
 def write_image(image: Tensor, path: Path) -> None:
     """`[3, H, W]` in [0, 1] to a PNG of 8 bits a channel."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    pixels = (image.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
-    to_pil_image(pixels).save(partial, format="PNG")
+    to_pil(image[None])[0].save(partial, format="PNG")
     os.replace(partial, path)
 
 
@@ -24,12 +24,6 @@ def read_image(path: Path) -> Tensor:
     """`[3, H, W]` float32 in [0, 1]."""
     with Image.open(path) as image:
         return pil_to_tensor(image).float() / 255
-
-
-def write_text(text: str, path: Path) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def data_uri(path: Path, side: int) -> str:

@@ -6,13 +6,15 @@ there is the right one, whatever was changed in the config since, and none is dr
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from rtdmd_lightning.files import slug
 
 SAMPLED_BYTES = 65_536
+Tasks = TypeVar("Tasks", list, range)
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def plan_images(
     }
 
 
-def in_batches(tasks: list[ImageTask], batch_size: int) -> list[list[ImageTask]]:
+def in_batches(tasks: Tasks, batch_size: int) -> list[Tasks]:
     """Cut once, whatever the number of processes: an image's last bits depend on the batch that it is computed in."""
     return [tasks[start : start + batch_size] for start in range(0, len(tasks), batch_size)]
 
@@ -66,11 +68,6 @@ def content_digest(path: Path) -> str:
             stream.seek(max(0, size - SAMPLED_BYTES))
             parts += [f"{file.relative_to(path)} {size} ".encode(), head, stream.read()]
     return _digest(b"".join(parts))
-
-
-def slug(name: str) -> str:
-    """A name as a folder."""
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "_"
 
 
 def _file_name(entry_digest: str, index: int, metadata: dict[str, Any]) -> str:

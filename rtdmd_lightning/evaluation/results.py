@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rtdmd_lightning.evaluation.images import write_text
+from rtdmd_lightning.files import write_text
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from rtdmd_lightning.objectives import guided_velocity
+from rtdmd_lightning.objectives import evenly_spaced, guided_velocity
 from rtdmd_lightning.structures import Conditioning
 
 Velocity = Callable[[Tensor, Tensor, Conditioning], Tensor]
@@ -60,7 +60,7 @@ class Backbone(ABC):
 
     def pipeline_sigmas(self, count: int) -> tuple[float, ...]:
         """The levels that the family's diffusers pipeline itself uses for `count` steps, with the final 0."""
-        return self.sigmas([1000 * (count - step) / count for step in range(count)])
+        return self.sigmas(evenly_spaced(count, start=1000))
 
     @abstractmethod
     def velocity(self, transformer: nn.Module, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:

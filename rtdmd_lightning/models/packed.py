@@ -45,9 +45,6 @@ class PackedBackbone(PipelineBackbone):
             shifted = shift_sigmas(steps, shift=config.shift, num_train_timesteps=config.num_train_timesteps)
         return (*shifted, 0.0)
 
-    def pipeline_sigmas(self, count: int) -> tuple[float, ...]:
-        return self.sigmas([1000 * (count - step) / count for step in range(count)])
-
     def check_resolution(self) -> None:
         multiple = 2 * self.loaded.vae_scale_factor
         if self.resolution <= 0 or self.resolution % multiple:

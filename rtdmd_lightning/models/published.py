@@ -12,12 +12,9 @@ import torch
 from torch import nn
 
 from rtdmd_lightning.models.base import Backbone
-from rtdmd_lightning.models.flux import FluxBackbone
-from rtdmd_lightning.models.flux2 import Flux2Backbone
-from rtdmd_lightning.models.sd3 import SD3Backbone
+from rtdmd_lightning.models.families import FAMILIES
 
 FOLDER = Path(__file__).parent / "facts"
-FAMILIES: dict[str, type[Backbone]] = {family.__name__: family for family in (SD3Backbone, FluxBackbone, Flux2Backbone)}
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
 
 
@@ -43,7 +40,7 @@ class PublishedModel:
 
     @property
     def family(self) -> type[Backbone]:
-        return FAMILIES[self.backbone]
+        return {family.__name__: family for family in FAMILIES}[self.backbone]
 
     def meta_transformer(self) -> nn.Module:
         """The frozen transformer on the meta device: shapes and names, no memory."""

@@ -1,6 +1,7 @@
 """FSDP2: shard a transformer block by block."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -21,8 +22,18 @@ def shard(transformer: nn.Module, mesh: DeviceMesh, blocks: tuple[type[nn.Module
     fully_shard(transformer, mesh=mesh, mp_policy=policy)
 
 
-def set_gradient_sync(transformers: Iterable[nn.Module], enabled: bool) -> None:
-    """Whether backward passes of these sharded transformers reduce their gradients over the ranks, or add them up locally."""
+@contextmanager
+def gradient_sync_paused(transformers: Sequence[nn.Module]) -> Iterator[None]:
+    """Backward passes of these sharded transformers add their gradients up locally instead of reducing them over the ranks."""
     for transformer in transformers:
-        assert isinstance(transformer, FSDPModule)
-        transformer.set_requires_gradient_sync(enabled)
+        _set_gradient_sync(transformer, False)
+    try:
+        yield
+    finally:
+        for transformer in transformers:
+            _set_gradient_sync(transformer, True)
+
+
+def _set_gradient_sync(transformer: nn.Module, enabled: bool) -> None:
+    assert isinstance(transformer, FSDPModule)
+    transformer.set_requires_gradient_sync(enabled)

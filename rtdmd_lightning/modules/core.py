@@ -8,7 +8,7 @@ trainer's option refuses manual optimization.
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from rtdmd_lightning import adapters
+from rtdmd_lightning.accelerator import synchronize
 from rtdmd_lightning.adapters.adapter import SCALE_KEY
 from rtdmd_lightning.data.embeddings import PromptEmbedder
 from rtdmd_lightning.data.stream import PromptBatch
@@ -26,7 +27,7 @@ from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.models import lora
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.models.lora import AdapterRoles, LoraSettings
-from rtdmd_lightning.models.sharding import set_gradient_sync, shard
+from rtdmd_lightning.models.sharding import gradient_sync_paused, shard
 from rtdmd_lightning.modules.settings import OptimizerSettings, SamplerSettings
 from rtdmd_lightning.randomness import SampleRandom
 from rtdmd_lightning.sampling import StepNoise, rollout
@@ -105,18 +106,21 @@ class DistillationModule(L.LightningModule, ABC):
         """Load the base, inject the adapters and shard, once: Lightning may call this again."""
         if self._configured:
             return
+        frozen = {name: adapters.read(path) for name, path in self.frozen_adapters().items()}
+        initial = (
+            lora.read_adapter(self.initial_adapter) if self.initial_adapter else None
+        )  # a wrong file is told in a second
         self.transformer, self.generator_base = self.backbone.load(), self.backbone.load_generator_base()
         stacks = self.adapter_stacks()
         home = {adapter: self.base_of(role) for role, stack in stacks.items() for adapter in stack}
-        for name, path in self.frozen_adapters().items():
-            adapters.inject(home[name], name, adapters.read(path))
+        for name, adapter in frozen.items():
+            adapters.inject(home[name], name, adapter)
         for name in (GENERATOR, FAKE_SCORE, EMA):
             lora.add_adapter(home[name], name, self.lora, self.backbone.lora_targets)
-        if self.initial_adapter is not None:
-            state = lora.read_adapter(self.initial_adapter)
-            lora.load_adapter_state_dict(home[GENERATOR], GENERATOR, state, source=self.initial_adapter)
-        initial = lora.adapter_state_dict(home[GENERATOR], GENERATOR)
-        lora.load_adapter_state_dict(home[EMA], EMA, initial, source=GENERATOR)
+        if initial is not None:
+            lora.load_adapter_state_dict(home[GENERATOR], GENERATOR, initial, source=str(self.initial_adapter))
+        started = lora.adapter_state_dict(home[GENERATOR], GENERATOR)
+        lora.load_adapter_state_dict(home[EMA], EMA, started, source=GENERATOR)
         if self._is_sharded:
             assert self.device_mesh is not None
             for base in self.bases:
@@ -232,20 +236,12 @@ class DistillationModule(L.LightningModule, ABC):
         with self.roles.role(role):
             self.manual_backward(loss)
 
-    @contextmanager
-    def without_gradient_sync(self) -> Iterator[None]:
+    def without_gradient_sync(self) -> AbstractContextManager:
         """Backward passes in the body add up on each rank; the next one outside brings the sum of all of them together."""
         if self._is_sharded:
-            set_gradient_sync(self.bases, False)
-            try:
-                yield
-            finally:
-                set_gradient_sync(self.bases, True)
-        elif isinstance(self.trainer.strategy, ParallelStrategy):
-            with self.trainer.strategy.block_backward_sync():
-                yield
-        else:
-            yield
+            return gradient_sync_paused(self.bases)
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
     def step_optimizer(self, role: str) -> Tensor:
         """Clip and step one role's optimizer on the gradients that it has; returns their norm before clipping."""
@@ -277,8 +273,7 @@ class DistillationModule(L.LightningModule, ABC):
         """Log the seconds that the body takes as `time/NAME`."""
         start = time.perf_counter()
         yield
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize()
+        synchronize(self.device)
         self.log(f"time/{name}", time.perf_counter() - start)
 
     # Saving -----------------------------------------------------------------------------------------------------------

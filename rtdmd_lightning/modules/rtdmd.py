@@ -21,13 +21,12 @@ range of 1e-5 is narrower than what another batch shape changes in half precisio
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
-from itertools import product
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from rtdmd_lightning.data.rollout import Rollout, Scores, collect, shared_noise, with_advantages
 from rtdmd_lightning.data.stream import PromptBatch
@@ -35,36 +34,23 @@ from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.modules.cold_start import cold_start_files
 from rtdmd_lightning.modules.core import EMA, FAKE_SCORE, GENERATOR, TEACHER
-from rtdmd_lightning.modules.matching import MatchingModule
-from rtdmd_lightning.modules.settings import FinalStepSettings, PolicySettings
-from rtdmd_lightning.objectives import (
-    clean_from_velocity,
-    clipped_policy_loss,
-    cps_kl,
-    cps_log_prob,
-    cps_mean_std,
-    reward_hinge_loss,
-)
-from rtdmd_lightning.randomness import SampleRandom, keyed_generator
+from rtdmd_lightning.modules.reinforcement import COLD_START, ReinforcementModule
+from rtdmd_lightning.randomness import keyed_generator
 from rtdmd_lightning.rewards.mixture import RewardMixture
-from rtdmd_lightning.structures import Conditioning, ExecutedStep
 
-COLD_START, COLD_START_FAKE = "cold_start", "cold_start_fake_score"
+COLD_START_FAKE = "cold_start_fake_score"
 
 
-class RTDMDModule(MatchingModule):
+class RTDMDModule(ReinforcementModule):
     """RTDMD. Every ablation is one option.
 
     Args:
-        rewards: what to reinforce, with their weights.
         cold_start: the result of stage 1: its folder, with `generator_ema.pt` and `fake_score.pt`, or the generator's file alone.
         cold_start_fake: the fake score's file where it is not in that folder; `base` starts it from the teacher.
         images_per_prompt: K, the size of a group whose rewards are compared.
         micro_batches: batches of `batch_size` samples in an epoch.
-        policy: SubGRPO.
-        final_step: reward back-propagation and AC-DMD at the last step.
         trajectory_dtype: how states are stored between rollout and update; they are rounded as they are made, so nothing is lost.
-        backbone, batch_size, guidance_scale, shared: see `MatchingModule` and `DistillationModule`.
+        backbone, batch_size, guidance_scale, rewards, shared: see `ReinforcementModule` and those it is made from.
     """
 
     def __init__(
@@ -77,30 +63,14 @@ class RTDMDModule(MatchingModule):
         cold_start_fake: str | None = None,
         images_per_prompt: int = 24,
         micro_batches: int = 16,
-        policy: PolicySettings = PolicySettings(),
-        final_step: FinalStepSettings = FinalStepSettings(),
         trajectory_dtype: Literal["float32", "bfloat16"] = "float32",
         **shared: Any,
     ) -> None:
-        super().__init__(backbone, batch_size, guidance_scale, **shared)
-        stochastic = len(self.sampler.steps) - 1
-        if policy.weight and not 1 <= policy.trained_steps <= stochastic:
-            raise UserError(
-                f"model.policy.trained_steps must lie between 1 and {stochastic}, the number of stochastic steps, "
-                f"not {policy.trained_steps}"
-            )
-        if policy.weight and self.sampler.eta == 0:
-            raise UserError("with model.sampler.eta 0 no step is stochastic: set model.policy.weight to 0")
-        if final_step.reward_weight and not rewards.differentiable:
-            raise UserError(
-                f"none of the rewards {sorted(rewards.weights)} can be back-propagated: set model.final_step.reward_weight to 0"
-            )
+        super().__init__(backbone, batch_size, guidance_scale, rewards, **shared)
         if images_per_prompt < 2:
             raise UserError(f"model.images_per_prompt must be at least 2, not {images_per_prompt}: a group is compared")
-        self.rewards = rewards
         self.cold_start, self.cold_start_fake = cold_start, cold_start_fake
         self.group_size, self.micro_batches = images_per_prompt, micro_batches
-        self.policy, self.final_step = policy, final_step
         self.trajectory_dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[trajectory_dtype]
 
     @property
@@ -116,18 +86,14 @@ class RTDMDModule(MatchingModule):
         return {COLD_START: generator} | ({COLD_START_FAKE: fake_score} if fake_score else {})
 
     def adapter_stacks(self) -> dict[str, tuple[str, ...]]:
-        _, fake_score = cold_start_files(self.cold_start, self.cold_start_fake)
+        beneath = (COLD_START_FAKE,) if COLD_START_FAKE in self.frozen_adapters() else ()
         return {
             GENERATOR: (COLD_START, GENERATOR),
             EMA: (COLD_START, EMA),
             COLD_START: (COLD_START,),
-            FAKE_SCORE: (*((COLD_START_FAKE,) if fake_score else ()), FAKE_SCORE),
+            FAKE_SCORE: (*beneath, FAKE_SCORE),
             TEACHER: (),
         }
-
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        self.rewards.to(self.device)
 
     # The epoch --------------------------------------------------------------------------------------------------------
 
@@ -168,13 +134,10 @@ class RTDMDModule(MatchingModule):
 
     # Rollouts ---------------------------------------------------------------------------------------------------------
 
-    def random_of(self, batch: PromptBatch) -> SampleRandom:
-        return SampleRandom(self.seed, batch.indices, self.device)
-
     def sample(
         self, batch: PromptBatch, epoch: int, chosen: Sequence[int]
-    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-        """States and log-probabilities (on the CPU) of one micro-batch, and its images."""
+    ) -> tuple[tuple[Tensor, ...], dict[int, Tensor], Tensor]:
+        """States and log-probabilities by step (on the CPU) of one micro-batch, and its images."""
         random, shape = self.random_of(batch), self.backbone.latent_shape()
 
         def step_noise(step: int) -> Tensor:
@@ -189,20 +152,17 @@ class RTDMDModule(MatchingModule):
             step_noise=step_noise,
             state_dtype=self.trajectory_dtype,
         )
-        log_probs = [
-            self.log_prob(step, trajectory.states[step], trajectory.velocities[step], trajectory.states[step + 1])
+        log_probs = {
+            step: self.log_prob(
+                step, trajectory.states[step], trajectory.velocities[step], trajectory.states[step + 1]
+            ).cpu()
             for step in chosen
-        ]
+        }
         states = tuple(state.to("cpu", self.trajectory_dtype) for state in trajectory.states)
-        images = self.images(trajectory.samples)
-        return states, torch.stack(log_probs).cpu() if log_probs else torch.empty(0), images
+        return states, log_probs, self.images(trajectory.samples)
 
     def score(self, images: Tensor, batch: PromptBatch) -> Scores:
         return self.rewards.score(images, batch.prompts, batch.metadata)
-
-    def log_prob(self, step: int, state: Tensor, velocity: Tensor, next_state: Tensor) -> Tensor:
-        levels = {"sigma": self.sigmas[step], "sigma_next": self.sigmas[step + 1], "eta": self.sampler.eta}
-        return cps_log_prob(state, velocity, next_state, **levels, exact=self.policy.exact_log_prob)
 
     # The fake score ---------------------------------------------------------------------------------------------------
 
@@ -214,125 +174,43 @@ class RTDMDModule(MatchingModule):
             conditioning = self.embed(batch.prompts, self.device)
             return self.fake_matching_loss(self.last_step(rollout), conditioning, self.random_of(batch), "fake update")
 
-        total = self.accumulate(FAKE_SCORE, [(loss_of, rollout) for rollout in rollouts], 1 / len(rollouts))
+        total = self.accumulate(FAKE_SCORE, [partial(loss_of, rollout) for rollout in rollouts], 1 / len(rollouts))
         self.log_dict({"fake_score/loss": total, "fake_score/grad_norm": self.step_optimizer(FAKE_SCORE)})
-
-    def last_step(self, rollout: Rollout) -> ExecutedStep:
-        """The deterministic step of a stored trajectory; its velocity follows from the two states."""
-        state, sample = (state.to(self.device).float() for state in rollout.states[-2:])
-        sigma = self.sigmas[-2]
-        return ExecutedStep(sigma, 0.0, state, (state - sample) / sigma, torch.zeros_like(state), sample)
 
     # The generator ----------------------------------------------------------------------------------------------------
 
     def update_generator(self, rollouts: Sequence[Rollout], epoch: int, chosen: Sequence[int]) -> None:
         """One optimizer step on the mean of all terms over the epoch's kept samples and its trained steps."""
-        dropping = bool(self.policy.weight)  # back-propagation alone has no use for advantages
-        kept = torch.tensor(
-            [rollout.advantages.count_nonzero() if dropping else len(rollout.advantages) for rollout in rollouts]
-        )
-        kept_everywhere = self.gather(kept).view(-1, len(rollouts)).sum(dim=0).tolist()
+        kept = [self.kept_rows(rollout) for rollout in rollouts]
+        counts = torch.tensor([len(rows) for rows in kept])
+        kept_everywhere = self.gather(counts).view(-1, len(rollouts)).sum(dim=0).tolist()
         total_kept = sum(kept_everywhere)
         self.log("policy/kept_samples", float(total_kept))
-        remaining = [rollout for rollout, count in zip(rollouts, kept_everywhere, strict=True) if count]
-        scale = self.trainer.world_size / (max(total_kept, 1) * (self.policy.trained_steps + 1))
-        guidance_scale = self.draw_guidance(epoch)
-
-        def final_loss(rollout: Rollout) -> Tensor:
-            indices = (
-                rollout.advantages.nonzero().flatten().tolist() if dropping else list(range(len(rollout.advantages)))
-            )
-            share = float(len(indices))
-            return share * self.final_step_loss(rollout, indices or [0], guidance_scale)
-
-        jobs: list[tuple[Callable[[Rollout], Tensor], Rollout]] = [
-            (partial(self.policy_loss, step=step, row=row), rollout)
-            for rollout, (row, step) in product(remaining, list(enumerate(chosen)))
+        remaining = [
+            (rollout, rows) for rollout, rows, count in zip(rollouts, kept, kept_everywhere, strict=True) if count
+        ]
+        losses: list[Callable[[], Tensor]] = [
+            partial(self.policy_loss, rollout, step) for rollout, _ in remaining for step in chosen
         ]
         if self.final_step.matching_weight or self.final_step.reward_weight:
-            jobs += [(final_loss, rollout) for rollout in remaining]
-        total = self.accumulate(GENERATOR, jobs, scale)
+            guidance_scale = self.draw_guidance(epoch)
+            losses += [partial(self.final_step_loss, rollout, rows, guidance_scale) for rollout, rows in remaining]
+        scale = self.trainer.world_size / (max(total_kept, 1) * (self.policy.trained_steps + 1))
+        total = self.accumulate(GENERATOR, losses, scale)
         self.log_dict({"generator/loss": total, "generator/grad_norm": self.step_optimizer(GENERATOR)})
 
-    def accumulate(
-        self, role: str, jobs: Sequence[tuple[Callable[[Rollout], Tensor], Rollout]], scale: float
-    ) -> Tensor:
-        """Back-propagate `scale` times the loss of each job; gradients are synchronised once, with the last."""
+    def kept_rows(self, rollout: Rollout) -> list[int]:
+        """The samples that have an advantage; all of them where back-propagation alone, which needs none, is trained."""
+        if not self.policy.weight:
+            return list(range(len(rollout.advantages)))
+        return rollout.advantages.nonzero().flatten().tolist()
+
+    def accumulate(self, role: str, losses: Sequence[Callable[[], Tensor]], scale: float) -> Tensor:
+        """Back-propagate `scale` times each loss as it is computed; gradients are synchronised once, with the last."""
         total = torch.zeros((), device=self.device)
-        for loss_of, rollout in jobs[:-1]:
-            with self.without_gradient_sync():
-                loss = scale * loss_of(rollout)
+        for number, loss_of in enumerate(losses, start=1):
+            with nullcontext() if number == len(losses) else self.without_gradient_sync():
+                loss = scale * loss_of()
                 self.backward_in(role, loss)
                 total += loss.detach()
-        for loss_of, rollout in jobs[-1:]:
-            loss = scale * loss_of(rollout)
-            self.backward_in(role, loss)
-            total += loss.detach()
         return total
-
-    def policy_loss(self, rollout: Rollout, step: int, row: int) -> Tensor:
-        """The clipped policy loss of one stochastic step, the sum over the micro-batch; samples without advantage add nothing."""
-        conditioning = self.embed(rollout.batch.prompts, self.device)
-        state, next_state = (rollout.states[index].to(self.device).float() for index in (step, step + 1))
-        advantages, old_log_prob = rollout.advantages.to(self.device), rollout.log_probs[row].to(self.device)
-        velocity = self.velocity(GENERATOR, state, self.sigmas[step], conditioning)
-        log_prob = self.log_prob(step, state, velocity, next_state)
-        loss = clipped_policy_loss(
-            log_prob,
-            old_log_prob,
-            advantages,
-            clip_range=self.policy.clip_range,
-            adv_clip_max=self.policy.advantage_clip,
-        )
-        deviation = (log_prob.detach() - old_log_prob).expm1().abs()
-        self.log("policy/ratio_deviation", deviation.max(), on_step=True, reduce_fx="max")
-        self.log("policy/clipped", (deviation > self.policy.clip_range).float().mean())
-        loss = self.policy.weight * loss
-        if self.policy.kl_weight:
-            kl = self.kl_to_cold_start(step, state, velocity, conditioning)
-            loss = loss + self.policy.kl_weight * (kl * (advantages != 0)).mean()
-        return len(advantages) * loss
-
-    def kl_to_cold_start(self, step: int, state: Tensor, velocity: Tensor, conditioning: Conditioning) -> Tensor:
-        """`[B]`: how far the step's mean is from the stage-1 generator's."""
-        levels = {"sigma": self.sigmas[step], "sigma_next": self.sigmas[step + 1], "eta": self.sampler.eta}
-        with torch.no_grad():
-            reference = self.velocity(COLD_START, state, self.sigmas[step], conditioning)
-        reference_mean, std = cps_mean_std(state, reference, **levels)
-        mean, _ = cps_mean_std(state, velocity, **levels)
-        return cps_kl(mean, reference_mean, std=std, exact=self.policy.exact_log_prob)
-
-    def final_step_loss(self, rollout: Rollout, indices: list[int], guidance_scale: float) -> Tensor:
-        """AC-DMD and reward back-propagation at the last step, the mean over the micro-batch's samples `indices`."""
-        batch = rollout.batch.at(indices)
-        conditioning = self.embed(batch.prompts, self.device)
-        state = rollout.states[-2][indices].to(self.device).float()
-        sigma = self.sigmas[-2]
-        velocity = self.velocity(GENERATOR, state, sigma, conditioning)
-        sample = clean_from_velocity(state, velocity, sigma=sigma)
-        loss = torch.zeros((), device=self.device)
-        if self.final_step.matching_weight:
-            step = ExecutedStep(sigma, 0.0, state, velocity, torch.zeros_like(state), sample)
-            random = self.random_of(batch)
-            matching = self.generator_matching_loss(step, conditioning, random, guidance_scale, "generator update")
-            self.log("final_step/matching_loss", matching.detach())
-            loss = loss + self.final_step.matching_weight * matching
-        if self.final_step.reward_weight:
-            hinge = reward_hinge_loss(self.differentiable_reward(sample, batch), ceiling=self.final_step.reward_ceiling)
-            self.log("final_step/reward_loss", hinge.detach())
-            loss = loss + self.final_step.reward_weight * hinge
-        return loss
-
-    def differentiable_reward(self, samples: Tensor, batch: PromptBatch) -> Tensor:
-        """`Σ_i w_i·r_i` of the decoded samples, `[B]`, with gradient; decoder and rewards run again in the backward pass."""
-
-        def reward(latents: Tensor, part: PromptBatch) -> Tensor:
-            with torch.autocast(self.device.type, enabled=False):
-                return self.rewards.differentiable_sum(self.images(latents), part.prompts, part.metadata)
-
-        size = self.final_step.decode_chunk
-        chunks = [slice(start, start + size) for start in range(0, len(samples), size)]
-        return torch.cat([checkpoint(reward, samples[c], batch[c], use_reentrant=False) for c in chunks])
-
-    def images(self, latents: Tensor) -> Tensor:
-        return self.backbone.decode(latents).clamp(0, 1)

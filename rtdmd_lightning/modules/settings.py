@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.sampling import check_eta, check_steps
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,8 @@ class SamplerSettings:
     eta: float = 0.9
 
     def __post_init__(self) -> None:
-        if not self.steps or sorted(set(self.steps), reverse=True) != self.steps or not 0 < self.steps[-1] <= 1000:
-            raise UserError(
-                f"model.sampler.steps must fall strictly from at most 1000 and stay above 0, not {self.steps}"
-            )
-        if not 0 <= self.eta <= 1:
-            raise UserError(f"model.sampler.eta must lie in [0, 1], not {self.eta}")
+        check_steps(self.steps, "model.sampler.steps")
+        check_eta(self.eta, "model.sampler.eta")
 
 
 @dataclass(frozen=True)

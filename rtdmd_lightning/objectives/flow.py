@@ -33,6 +33,11 @@ def broadcast_sigma(sigma: Tensor | float, like: Tensor) -> Tensor:
     return levels.view(-1, *[1] * (like.ndim - 1))
 
 
+def evenly_spaced(count: int, *, start: float = 1.0) -> list[float]:
+    """`start · (count - k) / count` for k = 0 to count - 1: from `start` down, exclusive of 0 (METHOD section 1's raw steps)."""
+    return [start * (count - step) / count for step in range(count)]
+
+
 def shift_sigmas(steps: Sequence[float], *, shift: float, num_train_timesteps: int = 1000) -> list[float]:
     """`σ' = s·σ / (1 + (s-1)·σ)` with `σ = step / num_train_timesteps` (METHOD section 1, SD3 family).
 

@@ -1,6 +1,5 @@
 """A frozen `CLIPModel` with its processor: embeddings of pictures, with gradient, and of prompts, remembered."""
 
-from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.memory import PromptMemory
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.preprocess import ClipPreprocess
 from rtdmd_lightning.rewards.weights import loading, locate
@@ -32,7 +32,7 @@ class ClipEncoder:
         with loading(reward, processor):
             self.preprocess = ClipPreprocess.from_pretrained(processor)
             self.tokenizer = CLIPTokenizer.from_pretrained(processor)
-        self._remembered: OrderedDict[str, Tensor] = OrderedDict()
+        self._remembered: PromptMemory[Tensor] = PromptMemory()
 
     def images(self, images: Tensor) -> Tensor:
         """`[B, 3, H, W]` in [0, 1] to `[B, D]`."""
@@ -42,14 +42,7 @@ class ClipEncoder:
 
     def prompts(self, prompts: list[str]) -> Tensor:
         """B prompts to `[B, D]`, without gradient; each is encoded once while it is among the last remembered."""
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._remembered]
-        fresh = dict(zip(new, self._encode(new), strict=True)) if new else {}
-        rows = [fresh[prompt] if prompt in fresh else self._remembered[prompt] for prompt in prompts]
-        for prompt, row in zip(prompts, rows, strict=True):
-            self._remembered[prompt] = row
-            self._remembered.move_to_end(prompt)
-        while len(self._remembered) > REMEMBERED_PROMPTS:
-            self._remembered.popitem(last=False)
+        rows = self._remembered.recall(prompts, self._encode, REMEMBERED_PROMPTS)
         # A copy: rows made under inference_mode, where Lightning validates, could not be saved for a backward pass.
         return torch.stack(rows).to(self.model.logit_scale)
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import lightning as L
 import torch
 import torch.nn.functional as F
-from jsonargparse import auto_cli
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms.functional import gaussian_blur
@@ -25,6 +24,7 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
+from rtdmd_lightning.command_line import run_command
 from rtdmd_lightning.errors import readable_errors
 from rtdmd_lightning.rewards.preprocess import ClipPreprocess
 from rtdmd_lightning.shapes.clip_pairs import Pairs, all_contents, sample_pairs
@@ -177,4 +177,4 @@ def save_folder(module: ClipModule, output: Path) -> None:
 
 if __name__ == "__main__":
     with readable_errors():
-        auto_cli(main, args=sys.argv[1:], exit_on_error=False)
+        run_command(main, "rtdmd_lightning.shapes.clip", sys.argv[1:])

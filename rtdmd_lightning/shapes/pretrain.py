@@ -5,16 +5,18 @@ stopped. The teacher learns from true captions first, then from noisy ones (see 
 `StableDiffusion3Pipeline.from_pretrained` loads.
 """
 
+import sys
 from pathlib import Path
 
 import lightning as L
 import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
-from jsonargparse import auto_cli
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader, TensorDataset
 
+from rtdmd_lightning.command_line import run_command
+from rtdmd_lightning.errors import readable_errors
 from rtdmd_lightning.shapes import teacher, vae
 from rtdmd_lightning.shapes.dataset import sample_pairs
 from rtdmd_lightning.shapes.text import build_silent_t5
@@ -95,4 +97,5 @@ def save_folder(pipeline: StableDiffusion3Pipeline, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    with readable_errors():
+        run_command(main, "rtdmd_lightning.shapes.pretrain", sys.argv[1:])

@@ -17,7 +17,7 @@ def batches(count: int = 3, size: int = 4) -> list[PromptBatch]:
 
 def roll_out(batch: PromptBatch):
     states = tuple(torch.full((len(batch.indices), 1), float(k)) for k in range(3))
-    return states, torch.zeros(2, len(batch.indices)), torch.tensor(batch.indices, dtype=torch.float32)
+    return states, {0: torch.zeros(len(batch.indices))}, torch.tensor(batch.indices, dtype=torch.float32)
 
 
 def test_shared_noise_is_a_groups_own():

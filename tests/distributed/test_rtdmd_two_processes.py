@@ -10,8 +10,7 @@ from lightning import Callback
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.distributed.test_two_processes import STRATEGIES
-from tests.tiny import load_checkpoint, run
+from tests.tiny import STRATEGIES, load_checkpoint, run
 from tests.tiny_rtdmd import save_cold_start, write_rtdmd_config
 
 BLOCKS = 3  # of the tiny transformer

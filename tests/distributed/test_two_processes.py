@@ -5,17 +5,7 @@ import json
 import pytest
 import torch
 
-from tests.tiny import load_checkpoint, run, write_config
-
-STRATEGIES = {
-    "ddp": ["--trainer.strategy=ddp_find_unused_parameters_true"],
-    "fsdp2": [
-        "--trainer.strategy=lightning.pytorch.strategies.ModelParallelStrategy",
-        "--trainer.strategy.data_parallel_size=2",
-        "--trainer.strategy.tensor_parallel_size=1",
-        "--trainer.strategy.save_distributed_checkpoint=false",
-    ],
-}
+from tests.tiny import STRATEGIES, load_checkpoint, run, write_config
 
 
 @pytest.fixture(scope="module")

@@ -5,20 +5,11 @@ import torch
 import yaml
 
 from rtdmd_lightning import fit
-from tests.tiny import load_checkpoint, run, write_config
+from tests.tiny import STRATEGIES, load_checkpoint, run, write_config
 from tests.tiny_backbones import OPTIONS
 
 BACKBONES = {"flux": "FluxBackbone", "flux_free": "FluxBackbone", "flux2": "Flux2Backbone"}
 ROLES = (".generator.", ".fake_score.", ".generator_ema.")
-STRATEGIES = {
-    "ddp": ["--trainer.strategy=ddp_find_unused_parameters_true"],
-    "fsdp2": [
-        "--trainer.strategy=lightning.pytorch.strategies.ModelParallelStrategy",
-        "--trainer.strategy.data_parallel_size=2",
-        "--trainer.strategy.tensor_parallel_size=1",
-        "--trainer.strategy.save_distributed_checkpoint=false",
-    ],
-}
 
 
 def config_of(folders, name, folder):

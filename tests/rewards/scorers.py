@@ -42,6 +42,18 @@ def assert_gradient_is_right(reward: Reward, images: Tensor, prompts: list[str])
         torch.testing.assert_close((gradient * direction).sum(), expected, rtol=1e-5, atol=1e-9)
 
 
+def assert_autocast_changes_nothing(reward: Reward, prompts: list[str]) -> None:
+    images, metadata = pictures(len(prompts)), [{} for _ in prompts]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = reward.score(images, prompts, metadata)
+    torch.testing.assert_close(inside, reward.score(images, prompts, metadata), rtol=0, atol=1e-6)
+
+
+def assert_frozen(network: torch.nn.Module) -> None:
+    assert not network.training
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
 def published_shapes(filename: str) -> dict[str, list[int]]:
     """Keys and shapes from a file of `facts/`: `keys` as they are, and those of each of `blocks` once for every number."""
     facts = json.loads((Path(__file__).parent / "facts" / filename).read_text(encoding="utf-8"))

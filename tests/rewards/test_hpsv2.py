@@ -13,7 +13,13 @@ from accelerate import init_empty_weights
 from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards import compat
 from rtdmd_lightning.rewards.hpsv2 import ARCHITECTURE, FILENAME, HPSv2Reward, empty_clip
-from tests.rewards.scorers import assert_gradient_is_right, pictures, to_pil
+from tests.rewards.scorers import (
+    assert_autocast_changes_nothing,
+    assert_frozen,
+    assert_gradient_is_right,
+    pictures,
+    to_pil,
+)
 
 PROMPTS = ["a red cube", "Two dogs, in the snow"]
 TINY = {
@@ -92,15 +98,11 @@ def test_gradient_reaches_the_pixels(reward):
 
 
 def test_autocast_outside_does_not_change_the_score(reward):
-    images = pictures(2)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = reward.score(images, PROMPTS, [{}, {}])
-    torch.testing.assert_close(inside, reward.score(images, PROMPTS, [{}, {}]), rtol=0, atol=1e-6)
+    assert_autocast_changes_nothing(reward, PROMPTS)
 
 
 def test_the_weights_are_frozen_and_in_eval_mode(reward):
-    assert not reward._clip.training
-    assert not any(parameter.requires_grad for parameter in reward._clip.parameters())
+    assert_frozen(reward._clip)
 
 
 def test_the_full_architecture_has_the_published_tensors():

@@ -15,7 +15,14 @@ from rtdmd_lightning.rewards.imagereward import (
     ImageRewardReward,
     empty_image_reward,
 )
-from tests.rewards.scorers import assert_gradient_is_right, pictures, published_shapes, to_pil
+from tests.rewards.scorers import (
+    assert_autocast_changes_nothing,
+    assert_frozen,
+    assert_gradient_is_right,
+    pictures,
+    published_shapes,
+    to_pil,
+)
 
 PROMPTS = ["a red cube", "two dogs in the snow , and a very long tail of words " * 4]
 MED = {
@@ -111,15 +118,11 @@ def test_gradient_reaches_the_pixels(reward):
 
 
 def test_autocast_outside_does_not_change_the_score(reward):
-    images = pictures(2)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = reward.score(images, PROMPTS, [{}, {}])
-    torch.testing.assert_close(inside, reward.score(images, PROMPTS, [{}, {}]), rtol=0, atol=1e-6)
+    assert_autocast_changes_nothing(reward, PROMPTS)
 
 
 def test_the_weights_are_frozen_and_in_eval_mode(reward):
-    assert not reward._blip.training
-    assert not any(parameter.requires_grad for parameter in reward._blip.parameters())
+    assert_frozen(reward._blip)
 
 
 def test_the_full_architecture_has_the_published_tensors(tmp_path):
