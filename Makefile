@@ -50,7 +50,7 @@ teacher: install ## Train the embedded teacher again (about an hour on two cores
 cold-start: install ## The full stage 1 on the embedded world
 	$(PY) -m rtdmd_lightning.fit --config configs/cold_start/tiny_sd3.yaml
 
-rtdmd: install ## The full stage 2 on the embedded world, from the shipped cold start
+rtdmd: install checkpoints/tiny-clip/model.safetensors ## The full stage 2 on the embedded world (the first time trains its CLIP: ten minutes more)
 	$(PY) -m rtdmd_lightning.fit --config configs/rtdmd/tiny_sd3.yaml
 
 compare-cold-start: install ## AC-DMD against DMD2 and its other variants (resumable; hours): table and curves in notebooks/results
@@ -59,8 +59,11 @@ compare-cold-start: install ## AC-DMD against DMD2 and its other variants (resum
 bench: install ## Seconds per update and peak memory of the cold start
 	$(PY) -m rtdmd_lightning.benchmarks
 
-eval: install ## Teacher and students on held-out prompts: results.json, a table, report.html
+eval: install ## Teacher and students on held-out prompts: table, report.html (wants stage 2's result in checkpoints/tiny-sd3-rtdmd)
 	$(PY) -m rtdmd_lightning.evaluate --config configs/evaluate/tiny_sd3.yaml
+
+checkpoints/tiny-clip/model.safetensors:
+	$(PY) -m rtdmd_lightning.shapes.clip
 
 tiny-clip: install ## Train the embedded world's CLIP again into checkpoints/tiny-clip
 	$(PY) -m rtdmd_lightning.shapes.clip

@@ -17,6 +17,15 @@ from rtdmd_lightning.data import RolloutDataModule
 from rtdmd_lightning.errors import UserError, readable_errors
 from rtdmd_lightning.modules.core import SHARDED_KEY, DistillationModule
 
+# What libraries warn of and this project does on purpose; the first of these prints a page of code to copy.
+MEANT_SO = (
+    "Using ModelCheckpoint with manual optimization",  # the state after the update is the one to resume from
+    "Already found a `peft_config` attribute",  # several adapters on one base
+    "You have overridden `transfer_batch_to_device`",
+    "Found .* in eval mode at the start of training",  # dropout stays off
+    "LightningCLI's args parameter is intended",  # they are sys.argv's, expanded
+)
+
 
 class FitCLI(LightningCLI):
     """Lightning's command line with what data and model share written once, under `model`."""
@@ -32,8 +41,8 @@ class FitCLI(LightningCLI):
 
 def parse(arguments: list[str]) -> FitCLI:
     """Trainer, module and data as a command line describes them; nothing is loaded or trained yet."""
-    # Lightning warns when arguments come from elsewhere than sys.argv; here they are sys.argv's, expanded.
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
+    for message in MEANT_SO:
+        warnings.filterwarnings("ignore", message=message)
     return FitCLI(
         DistillationModule,
         RolloutDataModule,
