@@ -44,7 +44,7 @@ MAX_NOISE, MAX_BLUR = 0.06, 0.7  # a student's pictures are neither sharp nor cl
 def main(
     output: Path = Path("checkpoints/tiny-clip"),
     run_dir: Path = Path("runs/tiny-clip"),
-    steps: int = 1500,
+    steps: int = 2500,
     pairs: int = TRAINING_PAIRS,
     precision: str = "32-true",
 ) -> None:
