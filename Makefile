@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+CONFIG ?= configs/cold_start/sd35m.yaml
 
 # glibc hands freed memory back to the kernel after every small CPU step and faults it in again: a third of the time.
 export MALLOC_TRIM_THRESHOLD_ := 8589934592
@@ -11,7 +12,7 @@ export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint format typecheck unit teacher tiny-clip cold-start rtdmd compare-cold-start bench eval \
-	tensorboard clean
+	prompts doctor plan tensorboard clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -25,7 +26,7 @@ $(VENV)/.installed: requirements.txt requirements-no-deps.txt
 	$(PY) -m pip install --quiet --no-deps -r requirements-no-deps.txt
 	@touch $@
 
-demo: install ## Cold start on the embedded teacher in minutes: table, picture, TensorBoard log
+demo: install ## Both stages on the embedded teacher in minutes: table, picture, TensorBoard log
 	$(PY) -m rtdmd_lightning.demo
 
 test: install lint typecheck unit ## Lint, type-check and run all tests
@@ -50,7 +51,7 @@ teacher: install ## Train the embedded teacher again (about an hour on two cores
 cold-start: install ## The full stage 1 on the embedded world
 	$(PY) -m rtdmd_lightning.fit --config configs/cold_start/tiny_sd3.yaml
 
-rtdmd: install checkpoints/tiny-clip/model.safetensors ## The full stage 2 on the embedded world (the first time trains its CLIP: ten minutes more)
+rtdmd: install ## The full stage 2 on the embedded world, from checkpoints/tiny-sd3-cold-start
 	$(PY) -m rtdmd_lightning.fit --config configs/rtdmd/tiny_sd3.yaml
 
 compare-cold-start: install ## AC-DMD against DMD2 and its other variants (resumable; hours): table and curves in notebooks/results
@@ -62,11 +63,17 @@ bench: install ## Seconds per update and peak memory of the cold start
 eval: install ## Teacher and students on held-out prompts: table, report.html (wants stage 2's result in checkpoints/tiny-sd3-rtdmd)
 	$(PY) -m rtdmd_lightning.evaluate --config configs/evaluate/tiny_sd3.yaml
 
-checkpoints/tiny-clip/model.safetensors:
-	$(PY) -m rtdmd_lightning.shapes.clip
-
 tiny-clip: install ## Train the embedded world's CLIP again into checkpoints/tiny-clip
 	$(PY) -m rtdmd_lightning.shapes.clip
+
+prompts: install ## Make or fetch the prompt sets that the configs name, into prompts/
+	$(PY) -m rtdmd_lightning.data.prompts
+
+doctor: install ## Which rewards work here, and what the others want
+	$(PY) -m rtdmd_lightning.rewards.doctor
+
+plan: install ## Memory that a run will need, without weights or GPU: make plan CONFIG=configs/rtdmd/sd35m.yaml
+	$(PY) -m rtdmd_lightning.plan --config $(CONFIG)
 
 tensorboard: install ## Curves and pictures of the runs
 	$(VENV)/bin/tensorboard --logdir runs

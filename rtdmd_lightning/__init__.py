@@ -1,0 +1,20 @@
+"""RTDMD: few-step text-to-image generators, distilled and then reinforced. Its commands are modules, as `rtdmd_lightning.fit`.
+
+`from rtdmd_lightning import CPSScheduler` is the method's sampler for stock diffusers pipelines.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rtdmd_lightning.scheduler import CPSScheduler
+
+__all__ = ["CPSScheduler"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imported at its first use: diffusers takes seconds, and whoever wants any module here imports the package first."""
+    if name == "CPSScheduler":
+        from rtdmd_lightning.scheduler import CPSScheduler
+
+        return CPSScheduler
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

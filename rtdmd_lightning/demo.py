@@ -1,11 +1,10 @@
-"""`make demo`: a short cold start on the embedded teacher, then a table and a picture of what it bought.
+"""`make demo`: a short cold start on the embedded teacher and a short stage 2, then a table and a picture of what they bought.
 
 Interrupted, it goes on where it stopped.
 """
 
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,6 +17,8 @@ from rtdmd_lightning import fit
 from rtdmd_lightning.command_line import run_command
 from rtdmd_lightning.data.prompts import load_prompts
 from rtdmd_lightning.errors import readable_errors
+from rtdmd_lightning.models.pipeline import PipelineBackbone
+from rtdmd_lightning.modules.core import TEACHER, DistillationModule
 from rtdmd_lightning.shapes.scoring import in_batches, strict_scores, teacher_images
 
 SEED = 0
@@ -25,61 +26,69 @@ SEED = 0
 
 def demo(
     config: Path = Path("configs/cold_start/tiny_sd3_demo.yaml"),
+    rtdmd_config: Path = Path("configs/rtdmd/tiny_sd3_demo.yaml"),
     guidance_scale: float = 3.0,
     per_tag: int = 50,
     options: list[str] | None = None,
+    rtdmd_options: list[str] | None = None,
 ) -> None:
-    """Train (or go on training), then compare with the teacher on held-out prompts.
+    """Train (or go on training) both stages, then compare with the teacher on held-out prompts.
 
     Args:
         config: of the cold start.
+        rtdmd_config: of stage 2, which starts from the cold start's result.
         guidance_scale: of the teacher's many-step row.
         per_tag: held-out prompts of each of the six tags.
-        options: overrides for the run, as on the command line of `rtdmd_lightning.fit`.
+        options: overrides for the cold start, as on the command line of `rtdmd_lightning.fit`.
+        rtdmd_options: overrides for stage 2.
     """
-    arguments = ["--config", str(config), *(options or [])]
-    run = fit.main(arguments, resume=True)
-    module, log_dir = run.model, fit.log_folder(run.trainer)
-    backbone = module.backbone
+    cold_start = fit.main(["--config", str(config), *(options or [])], resume=True)
+    result = fit.log_folder(cold_start.trainer) / "cold_start"
+    arguments = ["--config", str(rtdmd_config), f"--model.cold_start={result}", *(rtdmd_options or [])]
+    rtdmd = fit.main(arguments, resume=True)
     metadata = load_prompts(f"shapes:held_out:{per_tag}")
     prompts = [entry["prompt"] for entry in metadata]
-
-    def teacher(steps: int, scale: float) -> Tensor:
-        return teacher_images(
-            backbone.pipeline,
-            prompts,
-            steps=steps,
-            guidance_scale=scale,
-            max_sequence_length=backbone.max_sequence_length,
-            seed=SEED,
-        )
-
-    def student() -> Tensor:
-        return in_batches(lambda i: module.generate([prompts[j] for j in i], i, seed=SEED), len(prompts))
-
-    rows: dict[str, Callable[[], Tensor]] = {
-        f"teacher, 50 steps, CFG {guidance_scale:g}": lambda: teacher(50, guidance_scale),
-        "teacher, 4 steps, no CFG": lambda: teacher(4, 1.0),
-        "student, 4 steps, no CFG": student,
-    }
-    images, table = {}, None
-    for name, draw in rows.items():
+    table, images = None, []
+    for name, draw in {
+        f"teacher, 50 steps, CFG {guidance_scale:g}": lambda: of_teacher(cold_start.model, prompts, 50, guidance_scale),
+        "teacher, 4 steps, no CFG": lambda: of_teacher(cold_start.model, prompts, 4, 1.0),
+        "cold start, 4 steps, no CFG": lambda: of_student(cold_start.model, prompts),
+        "RTDMD, 4 steps, no CFG": lambda: of_student(rtdmd.model, prompts),
+    }.items():
         start = time.perf_counter()
-        with module.roles.role("teacher"):  # the pipeline's transformer is the shared base: adapters off
-            images[name] = draw()
+        images.append(draw())
         seconds = (time.perf_counter() - start) / len(prompts)
-        scores = strict_scores(images[name], metadata)
+        scores = strict_scores(images[-1], metadata)
         table = table or new_table(list(scores))
         table.add_row(name, *(f"{score:.2f}" for score in scores.values()), f"{seconds:.4f}")
+    log_dir = fit.log_folder(rtdmd.trainer)
     picture = log_dir / "demo.png"
-    save_side_by_side(list(images.values()), picture, count=12)
+    save_side_by_side(images, picture, count=12)
     console = Console()
     console.width = max(console.width, 120)  # a log file has no width; the table wants this much
     console.print(table)
     console.print(f"side by side, a column each in the table's order: {picture}")
     console.print(
-        f"the result: {log_dir / 'cold_start'}/ ; curves and pictures: make tensorboard (reads {log_dir.parent})"
+        f"the results: {result}/, {log_dir / 'rtdmd'}/ ; curves and pictures: make tensorboard (reads {log_dir.parent})"
     )
+
+
+def of_teacher(module: DistillationModule, prompts: list[str], steps: int, guidance_scale: float) -> Tensor:
+    backbone = module.backbone
+    assert isinstance(backbone, PipelineBackbone)
+    with module.roles.role(TEACHER):  # the pipeline's transformer is the shared base: adapters off
+        return teacher_images(
+            backbone.pipeline,
+            prompts,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            max_sequence_length=backbone.max_sequence_length,
+            seed=SEED,
+        )
+
+
+def of_student(module: DistillationModule, prompts: list[str]) -> Tensor:
+    return in_batches(lambda i: module.generate([prompts[j] for j in i], i, seed=SEED), len(prompts))
 
 
 def new_table(columns: list[str]) -> Table:

@@ -39,11 +39,11 @@ class FitCLI(LightningCLI):
         parser.link_arguments("model.images_per_prompt", "data.images_per_prompt", apply_on="instantiate")
 
 
-def parse(arguments: list[str]) -> FitCLI:
+def parse(arguments: list[str], cli: type[FitCLI] = FitCLI) -> FitCLI:
     """Trainer, module and data as a command line describes them; nothing is loaded or trained yet."""
     for message in MEANT_SO:
         warnings.filterwarnings("ignore", message=message)
-    return FitCLI(
+    return cli(
         DistillationModule,
         RolloutDataModule,
         subclass_mode_model=True,

@@ -5,7 +5,6 @@ dealt, so an image is the same on any number of processes.
 """
 
 import hashlib
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import Any, Literal
 import torch
 from jsonargparse import ArgumentParser
 
+from rtdmd_lightning.accelerator import process_device
 from rtdmd_lightning.data.prompts import load_prompts
 from rtdmd_lightning.errors import UserError, readable_errors
 from rtdmd_lightning.evaluation.images import write_image
@@ -93,7 +93,7 @@ def sample(job: Job) -> Path:
     backbone = open_backbone(job.base, job.resolution, job.backbone)
     model = job.model(backbone)
     with processes() as (rank, world_size):
-        model.load(_device(job.device))
+        model.load(process_device(job.device))
         files = [f"{index:06d}.png" for index in range(len(prompts))]
         for batch in in_batches(range(len(prompts)), job.batch_size)[rank::world_size]:
             images = model.generate([prompts[index] for index in batch], batch, seed=job.seed)
@@ -120,14 +120,6 @@ def processes() -> Iterator[tuple[int, int]]:
         torch.distributed.barrier()
     finally:
         torch.distributed.destroy_process_group()
-
-
-def _device(wanted: str | None) -> torch.device:
-    present = torch.accelerator.current_accelerator(check_available=True)
-    device = torch.device(wanted) if wanted else present or torch.device("cpu")
-    if device.type == "cpu" or device.index is not None:
-        return device
-    return torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def _record(job: Job, model: InferenceModel, images: list[dict]) -> dict[str, Any]:

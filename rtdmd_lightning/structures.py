@@ -30,6 +30,10 @@ class Conditioning:
     def to(self, device: torch.device) -> "Conditioning":
         return self._map(lambda tensor: tensor.to(device))
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields that are there, by name."""
+        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+
     def expand(self, count: int) -> "Conditioning":
         """One prompt's conditioning for `count` samples."""
         assert len(self) == 1, f"only a single prompt can be expanded, this holds {len(self)}"

@@ -7,6 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests are offline; a missing fil
 import pytest
 import torch
 
+from tests.pair import Pair
 from tests.tiny import save_tiny_pipeline
 
 torch.set_num_threads(1)
@@ -18,3 +19,11 @@ def tiny_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pipelines") / "tiny"
     save_tiny_pipeline(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory):
+    """Two processes for all the two-process runs of a session."""
+    processes = Pair(tmp_path_factory.mktemp("pair") / "log")
+    yield processes
+    processes.close()

@@ -61,7 +61,9 @@ def test_empty_prompt_file(tiny_folder, tmp_path, capsys):
 def test_adapter_without_a_matching_key(tiny_folder, tmp_path, capsys):
     import torch
 
-    torch.save({"other.lora_A.default.weight": torch.zeros(2)}, tmp_path / "other.pt")
+    halves = {"A": torch.zeros(4, 8), "B": torch.zeros(8, 4)}
+    state = {f"other.lora_{half}.default.weight": matrix for half, matrix in halves.items()}
+    torch.save(state, tmp_path / "other.pt")
     config = str(write_config(tmp_path, tiny_folder))
     sentence = refused(capsys, "--config", config, f"--model.initial_adapter={tmp_path / 'other.pt'}")
     assert "has no key that matches" in sentence

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rtdmd_lightning import sample
+from rtdmd_lightning.accelerator import process_device
 from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.evaluation.images import read_image
 from rtdmd_lightning.inference import METHOD_STEPS, InferenceModel
@@ -102,10 +103,10 @@ def test_batches_are_dealt_to_the_processes(arguments, tmp_path, monkeypatch):
 
 def test_the_default_device_is_one_that_works(monkeypatch):
     """torch names an accelerator also where it was built for one that the machine lacks."""
-    assert torch.zeros(1, device=sample._device(None)).sum() == 0
+    assert torch.zeros(1, device=process_device(None)).sum() == 0
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert sample._device("cpu") == torch.device("cpu")
-    assert str(sample._device("xpu")) == "xpu:3" and str(sample._device("xpu:1")) == "xpu:1"
+    assert process_device("cpu") == torch.device("cpu")
+    assert str(process_device("xpu")) == "xpu:3" and str(process_device("xpu:1")) == "xpu:1"
 
 
 def test_the_pipelines_own_schedule_is_an_option(tiny_folder):

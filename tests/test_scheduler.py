@@ -1,5 +1,8 @@
 """The scheduler in the stock pipelines against our own rollout, and its schedules."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -11,11 +14,11 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 
+from rtdmd_lightning import CPSScheduler
 from rtdmd_lightning.inference import METHOD_STEPS, InferenceModel
 from rtdmd_lightning.models import Flux2Backbone, FluxBackbone
 from rtdmd_lightning.objectives import dynamic_shift_sigmas, flux_mu
 from rtdmd_lightning.sampling import rollout
-from rtdmd_lightning.scheduler import CPSScheduler
 from tests.tiny import tiny_backbone
 from tests.tiny_backbones import OPTIONS, save_tiny_flux, save_tiny_flux2
 
@@ -208,3 +211,15 @@ def test_its_generator_repeats_a_step_and_the_callers_comes_first():
 
     assert torch.equal(step(1), step(1)) and not torch.equal(step(1), step(2))
     assert torch.equal(step(1, given=2), step(2))
+
+
+def test_importing_the_package_alone_imports_nothing_heavy():
+    """Every command does it first. The scheduler itself, imported above from the package, comes with diffusers."""
+    code = "import sys, rtdmd_lightning; print({'torch', 'diffusers', 'lightning'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+    assert CPSScheduler.__module__ == "rtdmd_lightning.scheduler"
+
+
+def test_the_package_has_no_other_names():
+    with pytest.raises(ImportError, match="cannot import name 'Scheduler'"):
+        from rtdmd_lightning import Scheduler  # noqa: F401

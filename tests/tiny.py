@@ -26,6 +26,7 @@ REPOSITORY = Path(__file__).parents[1]
 BACKBONE_OPTIONS = {"resolution": 32, "use_t5": False, "max_sequence_length": 1, "dtype": "float32"}
 # A large eps makes Adam's first steps proportional to the gradient: rounding cannot flip a step's sign.
 OPTIMIZERS = {role: {"learning_rate": 1.0e-2, "eps": 1.0e-2} for role in ("generator_optimizer", "fake_optimizer")}
+CHECKPOINTS = {"save_last": True, "save_top_k": -1}
 STRATEGIES = {
     "ddp": ["--trainer.strategy=ddp_find_unused_parameters_true"],
     "fsdp2": [
@@ -89,12 +90,12 @@ def tiny_module(folder: Path, backbone_options: dict | None = None, **options) -
     return module
 
 
-def write_config(folder: Path, pipeline: Path, *, backbone: dict | None = None, **model) -> Path:
+def write_config(folder: Path, pipeline: Path, checkpoint_every: int = 1, **model) -> Path:
     """A config of a few fast cycles on a tiny pipeline, built on the shipped defaults."""
     log_dir = folder / "runs"
     shapes = {"class_path": "rtdmd_lightning.rewards.shapes.ShapesReward"}
     callbacks = {
-        "lightning.pytorch.callbacks.ModelCheckpoint": {"every_n_train_steps": 1, "save_last": True, "save_top_k": -1},
+        "lightning.pytorch.callbacks.ModelCheckpoint": CHECKPOINTS | {"every_n_train_steps": checkpoint_every},
         "rtdmd_lightning.callbacks.RewardEvalCallback": {
             "prompts": "shapes:held_out:2",
             "rewards": [shapes],
@@ -117,7 +118,7 @@ def write_config(folder: Path, pipeline: Path, *, backbone: dict | None = None, 
         "data": {"prompts": "shapes:train"},
         "model": {
             "init_args": {
-                "backbone": backbone_config(pipeline, backbone or {}),
+                "backbone": backbone_config(pipeline, {}),
                 "batch_size": 4,
                 "guidance_scale": [3.0, 3.0],
                 "lora": {"rank": 4, "alpha": 8},
@@ -145,14 +146,15 @@ def write_yaml(folder: Path, config: dict) -> Path:
     return path
 
 
-def run(*arguments: str, processes: int = 1, check: bool = True, **options) -> subprocess.CompletedProcess:
-    """`python -m rtdmd_lightning.fit ARGUMENTS` in one process or, through torchrun, in several."""
-    launcher = [sys.executable, "-m"]
-    if processes > 1:
-        launcher += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+def run(*arguments: str, check: bool = True, **options) -> subprocess.CompletedProcess:
+    """`python -m rtdmd_lightning.fit ARGUMENTS` in a process of its own."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     finished = subprocess.run(
-        [*launcher, "rtdmd_lightning.fit", *arguments], env=environment, text=True, capture_output=True, **options
+        [sys.executable, "-m", "rtdmd_lightning.fit", *arguments],
+        env=environment,
+        text=True,
+        capture_output=True,
+        **options,
     )
     assert not check or finished.returncode == 0, finished.stderr[-3000:]
     return finished

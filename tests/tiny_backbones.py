@@ -149,6 +149,15 @@ def tiny_backbones(folders: dict[str, Path], **options) -> dict[str, Backbone]:
     }
 
 
+def family_config(folders: dict[str, Path], name: str) -> dict:
+    """One of `tiny_backbones` as it stands in a config."""
+    backbone = tiny_backbones(folders)[name]
+    options = {"pretrained": backbone.pretrained} | OPTIONS
+    if name == "flux2_two_bases":
+        options["generator_pretrained"] = backbone.generator_pretrained
+    return {"class_path": f"rtdmd_lightning.models.{type(backbone).__name__}", "init_args": options}
+
+
 def module_of(backbone: Backbone, *, move_adapters: bool = True, **options) -> ACDMDModule:
     """A configured module, by default with its adapters moved off zero so that the roles differ."""
     settings = {"batch_size": 2, "guidance_scale": (3.0, 3.0), "lora": LoraSettings(rank=4, alpha=8)}

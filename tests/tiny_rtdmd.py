@@ -8,19 +8,19 @@ from torch import Tensor
 from rtdmd_lightning.callbacks.export import write_adapter
 from rtdmd_lightning.models.lora import adapter_state_dict
 from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE
-from rtdmd_lightning.modules.core import EMA, FAKE_SCORE
+from rtdmd_lightning.modules.core import EMA, FAKE_SCORE, DistillationModule
 from rtdmd_lightning.rewards.base import Reward
-from tests.tiny import OPTIMIZERS, REPOSITORY, backbone_config, tiny_module, write_yaml
+from tests.tiny import CHECKPOINTS, OPTIMIZERS, REPOSITORY, backbone_config, tiny_module, write_yaml
 
 
 class Redness(Reward):
-    """Red less green: it has a gradient, and every image its own."""
+    """Red less green: it has a gradient, and every image its own. As in a network, its last operation keeps a tensor for that."""
 
     name = "redness"
     differentiable = True
 
     def score(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
-        return (images[:, 0] - images[:, 1]).mean(dim=(1, 2))
+        return (images[:, 0] - images[:, 1]).mean(dim=(1, 2)).tanh()
 
 
 class Contrast(Reward):
@@ -35,13 +35,17 @@ class Contrast(Reward):
 
 def save_cold_start(pipeline: Path, folder: Path) -> Path:
     """The files of a stage 1 that moved its adapters at random."""
-    module = tiny_module(pipeline)
-    write_adapter(adapter_state_dict(module.transformer, EMA), folder, module.backbone, module.lora)
-    torch.save(adapter_state_dict(module.transformer, FAKE_SCORE), folder / FAKE_SCORE_FILE)
+    return save_cold_start_of(tiny_module(pipeline), folder)
+
+
+def save_cold_start_of(module: DistillationModule, folder: Path) -> Path:
+    """The files of a stage 1 that ended with this module."""
+    write_adapter(adapter_state_dict(module.base_of(EMA), EMA), folder, module.backbone, module.lora)
+    torch.save(adapter_state_dict(module.base_of(FAKE_SCORE), FAKE_SCORE), folder / FAKE_SCORE_FILE)
     return folder
 
 
-def write_rtdmd_config(folder: Path, pipeline: Path, cold_start: Path, **model) -> Path:
+def write_rtdmd_config(folder: Path, pipeline: Path, cold_start: Path, checkpoint_every: int = 1, **model) -> Path:
     """A config of a few fast epochs, built on the shipped defaults: 4 micro-batches of 4, 4 images a prompt."""
     config = {
         "defaults": [str(REPOSITORY / "configs/rtdmd/defaults.yaml")],
@@ -54,7 +58,7 @@ def write_rtdmd_config(folder: Path, pipeline: Path, cold_start: Path, **model) 
             "callbacks": [
                 {
                     "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-                    "init_args": {"every_n_train_steps": 1, "save_last": True, "save_top_k": -1},
+                    "init_args": CHECKPOINTS | {"every_n_train_steps": checkpoint_every},
                 },
                 {"class_path": "rtdmd_lightning.callbacks.ExportGenerator", "init_args": {"name": "rtdmd"}},
             ],

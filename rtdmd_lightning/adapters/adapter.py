@@ -15,6 +15,9 @@ SCALE_KEY = "lora_scale"
 """Where our own files keep alpha / rank: in checkpoints an entry, in `.pt` files an attribute of the OrderedDict (as torch keeps
 a state dict's `_metadata`), so that they stay plain state dicts of nothing but adapter keys."""
 
+METHOD_KEY = "{path}.lora_{half}.default.weight"
+"""METHOD section 5's names, of the layer and of `A` or `B`."""
+
 
 @dataclass(frozen=True)
 class LayerUpdate:
@@ -58,6 +61,14 @@ class Adapter:
         """The same adapter with one scale for all layers (its own where it has one, else the method's)."""
         scale = self.scale or METHOD_SCALE
         return Adapter({path: update.with_scale(scale) for path, update in self.layers.items()}, self.source)
+
+    def state_dict(self, key: str = METHOD_KEY) -> dict[str, Tensor]:
+        """All matrices, on the CPU, under names made from `key`. The scale is not in it."""
+        return {
+            key.format(path=path, half=half): matrix.detach().cpu().contiguous()
+            for path, update in self.layers.items()
+            for half, matrix in (("A", update.down), ("B", update.up))
+        }
 
     def peft_config(self) -> LoraConfig:
         """PEFT's description. It names every layer by its whole path: suffixes could match layers that hold no update."""

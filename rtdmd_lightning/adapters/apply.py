@@ -9,6 +9,7 @@ from torch import nn
 
 from rtdmd_lightning.adapters.adapter import Adapter
 from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.models.lora import LoraSettings
 
 
 def check_fit(adapter: Adapter, transformer: nn.Module) -> None:
@@ -34,6 +35,16 @@ def check_fit(adapter: Adapter, transformer: nn.Module) -> None:
             raise UserError(
                 f"{adapter.source}: {path} is made for a layer of shape {found}, this base has {tuple(shapes[path])}; "
                 "is it the base that the adapter was trained on?"
+            )
+
+
+def check_settings(adapter: Adapter, settings: LoraSettings) -> None:
+    """Raise UserError unless every layer has the settings' rank and scale, so that training can go on in the adapter itself."""
+    for path, update in adapter.layers.items():
+        if update.rank != settings.rank or abs(update.scale - settings.scale) > 1e-6:
+            raise UserError(
+                f"{adapter.source} has rank {update.rank} and alpha {update.alpha:g} (at {path}), but model.lora has rank "
+                f"{settings.rank} and alpha {settings.alpha}: set model.lora.rank and model.lora.alpha to the file's"
             )
 
 

@@ -1,7 +1,7 @@
 """Writing adapters, in every format that `reading` reads but one.
 
 A training checkpoint is not written: it is optimizers, both roles and a position in the data, which no adapter can stand for.
-To go on from an adapter, hand its published form to `model.initial_adapter` (or, in stage 2, to the stage that lies under it).
+To go on from an adapter, hand it to `model.initial_adapter` (or, in stage 2, to the stage that lies under it).
 
 Every file appears under another name first, so that a reader never meets half of one.
 """
@@ -18,7 +18,7 @@ import torch
 from diffusers import ModelMixin
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from rtdmd_lightning.adapters.adapter import SCALE_KEY, Adapter, LayerUpdate
 from rtdmd_lightning.adapters.apply import check_fit
@@ -29,7 +29,7 @@ from rtdmd_lightning.errors import UserError
 def write_published(adapter: Adapter, folder: Path, name: str = PUBLISHED) -> Path:
     """METHOD section 5's plain state dict. Its scale travels as an attribute of the OrderedDict, invisible to other readers."""
     adapter = adapter.with_one_scale()
-    state = OrderedDict(_state(adapter, "{path}.lora_{half}.default.weight"))
+    state = OrderedDict(adapter.state_dict())
     setattr(state, SCALE_KEY, adapter.scale)
     with _appearing_in(folder) as partial:
         torch.save(state, partial / name)
@@ -42,7 +42,7 @@ def write_peft(adapter: Adapter, folder: Path, base: str) -> Path:
     config.base_model_name_or_path = base
     config.inference_mode = True
     with _appearing_in(folder) as partial:
-        save_file(_state(adapter, "base_model.model.{path}.lora_{half}.weight"), partial / PEFT_WEIGHTS)
+        save_file(adapter.state_dict("base_model.model.{path}.lora_{half}.weight"), partial / PEFT_WEIGHTS)
         config.save_pretrained(partial)
     return folder / PEFT_CONFIG
 
@@ -55,7 +55,7 @@ def write_diffusers(adapter: Adapter, folder: Path, pipeline_class: Any) -> Path
     with _appearing_in(folder) as partial:
         pipeline_class.save_lora_weights(
             partial,
-            transformer_lora_layers=_state(adapter, "{path}.lora_{half}.weight"),
+            transformer_lora_layers=adapter.state_dict("{path}.lora_{half}.weight"),
             transformer_lora_adapter_metadata={name: getattr(config, name) for name in names}
             | {"target_modules": sorted(adapter.layers)},
             weight_name=DIFFUSERS,
@@ -102,15 +102,6 @@ def _is_update(layer: LoraLayer, update: LayerUpdate) -> bool:
         not found.is_meta and torch.equal(found, wanted)
         for found, wanted in halves  # meta: no key of the file filled it
     )
-
-
-def _state(adapter: Adapter, form: str) -> dict[str, Tensor]:
-    halves = {"A": "down", "B": "up"}
-    return {
-        form.format(path=path, half=half): getattr(update, name).detach().cpu().contiguous()
-        for path, update in adapter.layers.items()
-        for half, name in halves.items()
-    }
 
 
 @contextmanager

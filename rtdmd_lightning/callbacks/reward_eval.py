@@ -1,7 +1,9 @@
-"""Scoring the student on held-out prompts while it trains."""
+"""Scoring the student on held-out prompts while it trains: by what it is trained on and by what it is not."""
 
 import json
 import time
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,12 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from torchvision.utils import make_grid, save_image
 
+from rtdmd_lightning.callbacks.diversity import DiversitySettings, within_prompt_diversity
+from rtdmd_lightning.callbacks.measures import DIVERSITY, Evaluation, Measures, sort_out, trained_weights
 from rtdmd_lightning.data.prompts import load_prompts
 from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.modules.core import DistillationModule
+from rtdmd_lightning.modules.reinforcement import ReinforcementModule
 from rtdmd_lightning.rewards.base import Reward
 
 
@@ -25,13 +30,19 @@ class RewardEvalCallback(L.Callback):
     sees them. `grid` of the images, the same prompts and noise every time, go to TensorBoard and to
     `LOG_DIR/images/step_N.png`; the scores, with the seconds spent training so far, to `LOG_DIR/eval.jsonl`.
 
+    A module that is trained on rewards is scored by those too, listed or not. `eval/trained` is their weighted sum,
+    `eval/held_out` that of the measures that are not trained on, by which to keep the best checkpoint.
+
     Args:
-        prompts: held-out prompts, see `load_prompts`.
+        prompts: held-out prompts, see `load_prompts`; they are read when the run starts.
         rewards: what to score with; their names must differ.
         every_n_updates: generator updates between two evaluations; one more comes at the end.
         batch_size: images drawn at once on each process.
         grid: how many images the grid shows.
         seed: of the images' noise.
+        at_start: evaluate before the first update too.
+        diversity: log `eval/diversity`, see `within_prompt_diversity`.
+        held_out_weights: of `eval/held_out`, by the name of a reward or `diversity`; see `measures.sort_out`.
     """
 
     def __init__(
@@ -42,18 +53,30 @@ class RewardEvalCallback(L.Callback):
         batch_size: int = 60,
         grid: int = 24,
         seed: int = 1234,
+        at_start: bool = False,
+        diversity: DiversitySettings | None = None,
+        held_out_weights: dict[str, float] | None = None,
     ) -> None:
         if len({reward.name for reward in rewards}) != len(rewards):
             raise UserError(f"reward names must differ: {[reward.name for reward in rewards]}")
-        self.metadata = load_prompts(prompts)
-        self.rewards = rewards
+        self.prompts = prompts
+        self.rewards = {reward.name: reward for reward in rewards}
         self.every_n_updates = every_n_updates
         self.batch_size = batch_size
-        self.grid = min(grid, len(self.metadata))
+        self.grid = grid
         self.seed = seed
+        self.at_start = at_start
+        self.diversity = diversity
+        self.held_out_weights = held_out_weights
+        self.measures = Measures({}, {})
+        self.listener: Callable[[L.Trainer, Evaluation], None] | None = None
         self.training_seconds = 0.0
         self._batch_started = 0.0
         self._last_evaluated = -1
+
+    @cached_property
+    def metadata(self) -> list[dict]:
+        return load_prompts(self.prompts)
 
     def state_dict(self) -> dict[str, Any]:
         return {"training_seconds": self.training_seconds}
@@ -61,9 +84,22 @@ class RewardEvalCallback(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.training_seconds = state_dict["training_seconds"]
 
+    # When -------------------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Whatever is wrong with prompts or weights is told before a model is loaded."""
+        assert self.metadata
+        trained = trained_weights(pl_module)
+        if isinstance(pl_module, ReinforcementModule):  # their networks are in memory anyway
+            self.rewards = {name: pl_module.rewards.rewards[name] for name in trained} | self.rewards
+        measured = [*self.rewards] if self.diversity is None else [*self.rewards, DIVERSITY]
+        self.measures = sort_out(measured, trained, self.held_out_weights)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for reward in self.rewards:
+        for reward in self.rewards.values():
             reward.to(pl_module.device)
+        if self.at_start and trainer.global_step == 0:
+            self.evaluate_outside_a_step(trainer, pl_module)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx: int) -> None:
         self._batch_started = time.perf_counter()
@@ -75,56 +111,75 @@ class RewardEvalCallback(L.Callback):
 
     def on_train_end(self, trainer, pl_module) -> None:
         if self._last_evaluated != trainer.global_step:
-            scores = self.evaluate(trainer, pl_module)
-            for logger in trainer.loggers:
-                logger.log_metrics({name: float(score) for name, score in scores.items()}, trainer.global_step)
+            self.evaluate_outside_a_step(trainer, pl_module)
+
+    def evaluate_outside_a_step(self, trainer, pl_module) -> None:
+        """Where Lightning takes no logs from the module."""
+        scores = self.evaluate(trainer, pl_module)
+        for logger in trainer.loggers:
+            logger.log_metrics({name: float(score) for name, score in scores.items()}, trainer.global_step)
+
+    # What -------------------------------------------------------------------------------------------------------------
 
     def evaluate(self, trainer: L.Trainer, pl_module: DistillationModule) -> dict[str, Tensor]:
         """Draw and score; the mean of every metric over all ranks."""
         self._last_evaluated = trainer.global_step
-        metrics: dict[str, MeanMetric] = {}
-        for name in self.metric_names():
-            metrics[name] = MeanMetric(sync_on_compute=True).to(pl_module.device)
-        for indices in self.local_batches(trainer.global_rank, trainer.world_size):
-            drawn = indices or [0]  # a rank with nothing left draws along: sharded forward passes need every rank
-            images = pl_module.generate([self.metadata[i]["prompt"] for i in drawn], drawn, seed=self.seed)
-            metadata = [self.metadata[index] for index in indices]
-            if not metadata:
-                continue
-            prompts = [entry["prompt"] for entry in metadata]
-            for reward in self.rewards:
-                values = reward.score(images, prompts, metadata)
-                for value, entry in zip(values, metadata, strict=True):
-                    metrics[f"eval/{reward.name}"].update(value)
-                    if "tag" in entry:
-                        metrics[f"eval/{reward.name}/{entry['tag']}"].update(value)
+        metrics = {name: MeanMetric(sync_on_compute=True).to(pl_module.device) for name in self.metric_names()}
+        self.score_rewards(trainer, pl_module, metrics)
+        if self.diversity is not None:
+            self.score_diversity(trainer, pl_module, self.diversity, metrics[f"eval/{DIVERSITY}"])
         scores = {name: metric.compute() for name, metric in metrics.items()}
+        scores |= self.measures.sums(scores)
         picture = self.draw_grid(pl_module)
         log_dir = trainer.log_dir  # a broadcast: every rank must ask
         if trainer.is_global_zero and log_dir is not None:
             self.write(trainer, Path(log_dir), scores, picture)
+        if self.listener is not None:
+            self.listener(trainer, self.measures.evaluation(trainer.global_step, scores))
         return scores
+
+    def score_rewards(self, trainer: L.Trainer, pl_module: DistillationModule, metrics: dict[str, MeanMetric]) -> None:
+        """One image of every prompt."""
+        for indices in local_batches(len(self.metadata), self.batch_size, trainer.global_rank, trainer.world_size):
+            images = self.draw(pl_module, indices or [0])  # a rank with nothing left draws along: see `local_batches`
+            metadata = [self.metadata[index] for index in indices]
+            if not metadata:
+                continue
+            prompts = [entry["prompt"] for entry in metadata]
+            for name, reward in self.rewards.items():
+                for value, entry in zip(reward.score(images, prompts, metadata), metadata, strict=True):
+                    metrics[f"eval/{name}"].update(value)
+                    if "tag" in entry:
+                        metrics[f"eval/{name}/{entry['tag']}"].update(value)
+
+    def score_diversity(
+        self, trainer: L.Trainer, pl_module: DistillationModule, settings: DiversitySettings, metric: MeanMetric
+    ) -> None:
+        """Several images of some prompts, whole groups at once."""
+        members, chosen = settings.images_per_prompt, self.spread(settings.prompts)
+        groups = max(1, self.batch_size // members)
+        for part in local_batches(len(chosen), groups, trainer.global_rank, trainer.world_size):
+            firsts = [chosen[position] for position in part or [0]]
+            images = self.draw(pl_module, [i + k * len(self.metadata) for i in firsts for k in range(members)])
+            if part:
+                metric.update(within_prompt_diversity(images.unflatten(0, (len(firsts), members))))
+
+    def draw(self, pl_module: DistillationModule, indices: list[int]) -> Tensor:
+        """Image i is of prompt i modulo their number, from a noise of its own."""
+        prompts = [self.metadata[index % len(self.metadata)]["prompt"] for index in indices]
+        return pl_module.generate(prompts, indices, seed=self.seed)
+
+    def draw_grid(self, pl_module: DistillationModule) -> Tensor:
+        return make_grid(self.draw(pl_module, self.spread(self.grid)).cpu(), nrow=8)
+
+    def spread(self, count: int) -> list[int]:
+        """So many of the prompts, from the first to the last; all where there are fewer."""
+        return torch.linspace(0, len(self.metadata) - 1, min(count, len(self.metadata))).long().tolist()
 
     def metric_names(self) -> list[str]:
         tags = dict.fromkeys(entry["tag"] for entry in self.metadata if "tag" in entry)
-        return [
-            f"eval/{reward.name}{suffix}" for reward in self.rewards for suffix in ("", *(f"/{tag}" for tag in tags))
-        ]
-
-    def local_batches(self, rank: int, world_size: int) -> list[list[int]]:
-        """This rank's prompts; every rank gets equally many batches, if need be an empty last one."""
-        stride = self.batch_size * world_size
-        total = len(self.metadata)
-        starts = range(0, total, stride)
-        return [
-            list(range(min(start + rank * self.batch_size, total), min(start + (rank + 1) * self.batch_size, total)))
-            for start in starts
-        ]
-
-    def draw_grid(self, pl_module: DistillationModule) -> Tensor:
-        spaced = torch.linspace(0, len(self.metadata) - 1, self.grid).long().tolist()
-        images = pl_module.generate([self.metadata[index]["prompt"] for index in spaced], spaced, seed=self.seed)
-        return make_grid(images.cpu(), nrow=8)
+        names = [f"eval/{name}{suffix}" for name in self.rewards for suffix in ("", *(f"/{tag}" for tag in tags))]
+        return names if self.diversity is None else [*names, f"eval/{DIVERSITY}"]
 
     def write(self, trainer: L.Trainer, log_dir: Path, scores: dict[str, Tensor], picture: Tensor) -> None:
         row = {"step": trainer.global_step, "training_seconds": round(self.training_seconds, 2)}
@@ -137,3 +192,12 @@ class RewardEvalCallback(L.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("eval/images", picture, trainer.global_step)
+
+
+def local_batches(total: int, size: int, rank: int, world_size: int) -> list[list[int]]:
+    """A rank's part of `range(total)`, at most `size` at once.
+
+    Every rank gets equally many batches, if need be an empty last one: sharded forward passes need every rank.
+    """
+    starts = range(rank * size, total + rank * size, size * world_size)
+    return [list(range(min(start, total), min(start + size, total))) for start in starts]

@@ -1,29 +1,61 @@
-"""Prompt embeddings, computed once per prompt and kept in memory."""
+"""Prompt embeddings, computed once per prompt: kept in memory, and on disk where the backbone has an embedding cache."""
+
+from pathlib import Path
 
 import torch
 
+from rtdmd_lightning.data.embedding_store import EmbeddingStore
+from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.memory import PromptMemory
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.structures import Conditioning
 
+GIBIBYTE = 2**30
+FILL = "python -m rtdmd_lightning.data.embed"
+
 
 class PromptEmbedder:
-    """Prompts to conditioning through a least-recently-used cache on the CPU.
+    """Prompts to conditioning: from memory, else from disk, else by the text encoders.
 
     Args:
-        backbone: a loaded backbone; its text encoders see each prompt once while it stays in the cache.
-        capacity: how many prompts the cache holds.
+        backbone: a loaded backbone. Its text encoders see each prompt once while that stays in memory; once for ever with an
+            `embedding_cache`.
+        capacity: bytes of embeddings that are kept in memory, on the CPU. A prompt of SD3 or FLUX takes 2 to 13 MB.
     """
 
-    def __init__(self, backbone: Backbone, capacity: int = 16_384) -> None:
+    def __init__(self, backbone: Backbone, capacity: int = 2 * GIBIBYTE) -> None:
         self.backbone = backbone
-        self.capacity = capacity
-        self._cache: PromptMemory[Conditioning] = PromptMemory()
+        self._memory: PromptMemory[Conditioning] = PromptMemory(capacity, size=_bytes)
+        self.store: EmbeddingStore | None = None
+        if backbone.embedding_cache is not None:
+            self.store = EmbeddingStore(Path(backbone.embedding_cache), backbone.encoder_identity())
 
     def __call__(self, prompts: list[str], device: torch.device) -> Conditioning:
-        rows = self._cache.recall(prompts, self._encode, self.capacity)
-        return Conditioning.cat(rows).to(device)
+        return Conditioning.cat(self._memory.recall(prompts, self._find)).to(device)
+
+    def _find(self, prompts: list[str]) -> list[Conditioning]:
+        if self.store is None:
+            return self._encode(prompts)
+        added = self.add_to_store([prompt for prompt in prompts if prompt not in self.store])
+        return [added[prompt] if prompt in added else self.store.read(prompt) for prompt in prompts]
+
+    def add_to_store(self, prompts: list[str]) -> dict[str, Conditioning]:
+        """Encode prompts, write them to the disk and return them. Raises UserError where there is no text encoder."""
+        assert self.store is not None, "the backbone has no embedding_cache"
+        if prompts and not self.backbone.text_encoders:
+            raise UserError(
+                f"the embedding cache {self.store.folder} lacks the prompt {prompts[0]!r} and the backbone has no text "
+                f"encoders; fill it with `{FILL}`, or set the backbone's text_encoders to true"
+            )
+        encoded = dict(zip(prompts, self._encode(prompts), strict=True)) if prompts else {}
+        for prompt, row in encoded.items():
+            self.store.write(prompt, row)
+        return encoded
 
     def _encode(self, prompts: list[str]) -> list[Conditioning]:
         encoded = self.backbone.encode_prompts(prompts).to(torch.device("cpu"))
         return [Conditioning.cat([encoded[index : index + 1]]) for index in range(len(prompts))]  # copies, not views
+
+
+def _bytes(row: Conditioning) -> int:
+    return sum(tensor.nbytes for tensor in row.tensors().values())

@@ -1,12 +1,15 @@
-"""Reading prompts: a text file, a JSON-lines file with GenEval-style metadata, or the embedded world's own."""
+"""Reading prompts: a file, a folder, a data set on the hub, or the embedded world's own."""
 
-import json
+import sys
 from pathlib import Path
 
 import numpy as np
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
 
-from rtdmd_lightning.errors import UserError
-from rtdmd_lightning.shapes.dataset import sample_metadata
+from rtdmd_lightning.data.prompt_files import SUFFIXES, prompt_file_in, read_prompt_file, usual_names
+from rtdmd_lightning.errors import UserError, readable_errors
+from rtdmd_lightning.shapes.dataset import EVEN_WEIGHTS, TAG_WEIGHTS, sample_metadata
 from rtdmd_lightning.shapes.prompts import held_out_prompts
 
 TRAINING_SAMPLE = 8192
@@ -15,47 +18,62 @@ TRAINING_SAMPLE = 8192
 def load_prompts(source: str) -> list[dict]:
     """Prompts as metadata dictionaries with at least the key `prompt`.
 
-    `source` is `shapes:train` (a fixed sample of the embedded world's training prompts, tags in its training proportions),
-    `shapes:held_out:N` (N held-out prompts of every tag), a `.txt` file with a prompt a line, or a `.jsonl` file with a JSON
-    object a line. Raises UserError for a missing, empty or malformed file, naming the line.
+    `source` is one of
+
+    * `shapes:train`: a fixed sample of the embedded world's training prompts, tags in its teacher's proportions;
+      `shapes:train:even`: in equal ones; `shapes:held_out:N`: N held-out prompts of every tag;
+    * a file: `.txt` with a prompt a line, `.jsonl` with a JSON object a line, `.json` with a list of texts or of objects;
+    * `FOLDER` or `FOLDER:SPLIT`: its file of a usual name, see `prompt_files.usual_names`;
+    * `hub:OWNER/NAME`, `hub:OWNER/NAME:SPLIT` or `hub:OWNER/NAME:FILE`: the same of a data set's repository on the hub, from
+      its cache or downloaded (of tables, Parquet and the like, nothing is read).
+
+    Raises UserError for what is missing, empty, malformed or out of reach, naming it.
     """
-    world, _, split = source.partition(":")
-    if world == "shapes":
-        return _shapes_prompts(source, split)
-    path = Path(source)
-    if not path.is_file():
-        raise UserError(f"the prompt file {source!r} does not exist")
-    if path.suffix not in (".txt", ".jsonl"):
-        raise UserError(f"the prompt file {source!r} must end in .txt or .jsonl")
+    scheme, _, rest = source.partition(":")
+    if scheme == "shapes":
+        return _shapes_prompts(source, rest)
+    if scheme == "hub":
+        return read_prompt_file(_fetched(source, rest))
+    if Path(source).is_dir():
+        return read_prompt_file(prompt_file_in(Path(source)))
+    folder, _, split = source.rpartition(":")
+    if folder and Path(folder).is_dir():
+        return read_prompt_file(prompt_file_in(Path(folder), split))
+    return read_prompt_file(Path(source))
+
+
+def _fetched(source: str, address: str) -> Path:
+    """The prompt file of a data set on the hub, in the hub's cache."""
+    repository, _, part = address.partition(":")
+    names = [part] if part.endswith(SUFFIXES) else usual_names(part)
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"the prompt file {source!r} is not UTF-8 text: {error.reason}") from error
-    prompts = [_parse_line(path, number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
-    if not prompts:
-        raise UserError(f"the prompt file {source!r} is empty")
-    return prompts
+        folder = Path(snapshot_download(repository, repo_type="dataset", allow_patterns=names))
+    except (OSError, HFValidationError) as error:  # no network, no such repository, no permission; no such name
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"the prompts {source!r} are neither within reach nor in the hub's cache; fetch them while online with `hf download "
+            f"--repo-type dataset {repository}`, or name a file or folder ({reason})"
+        ) from error
+    return folder / part if part.endswith(SUFFIXES) else prompt_file_in(folder, part)
 
 
 def _shapes_prompts(source: str, split: str) -> list[dict]:
-    if split == "train":
-        return sample_metadata(np.random.default_rng(0), TRAINING_SAMPLE)
+    if split in ("train", "train:even"):
+        weights = EVEN_WEIGHTS if split == "train:even" else TAG_WEIGHTS
+        return sample_metadata(np.random.default_rng(0), TRAINING_SAMPLE, weights)
     name, _, per_tag = split.partition(":")
     if name == "held_out" and per_tag.isdecimal() and int(per_tag) > 0:
         try:
             return held_out_prompts(int(per_tag))
         except ValueError as error:
             raise UserError(f"{source!r}: {error}") from error
-    raise UserError(f"unknown prompt source {source!r}; the embedded world has shapes:train and shapes:held_out:N")
+    raise UserError(
+        f"unknown prompt source {source!r}; the embedded world has shapes:train, shapes:train:even and shapes:held_out:N"
+    )
 
 
-def _parse_line(path: Path, number: int, line: str) -> dict:
-    if path.suffix == ".txt":
-        return {"prompt": line}
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} line {number} is not JSON: {error.msg}") from error
-    if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str) or not entry["prompt"].strip():
-        raise UserError(f"{path} line {number} must be an object with a non-empty text under 'prompt'")
-    return entry
+if __name__ == "__main__":
+    from rtdmd_lightning.data import prompt_sets
+
+    with readable_errors():
+        prompt_sets.main(sys.argv[1:])

@@ -4,17 +4,16 @@ An image's name holds a digest of all that made it: model, adapters, sampler, se
 there is the right one, whatever was changed in the config since, and none is drawn twice.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rtdmd_lightning.files import slug
+from rtdmd_lightning.files import content_digest, digest, slug
 
-SAMPLED_BYTES = 65_536
 Tasks = TypeVar("Tasks", list, range)
+UNSEEN_IN_IMAGES = ("embedding_cache", "text_encoders")  # options of a backbone
 
 
 @dataclass(frozen=True)
@@ -50,29 +49,20 @@ def in_batches(tasks: Tasks, batch_size: int) -> list[Tasks]:
 
 def settings_digest(settings: Mapping[str, Any]) -> str:
     """Digest of an entry as it stands in the config, with the contents of every file and folder that it names."""
+    settings = _without(settings, UNSEEN_IN_IMAGES)
     contents = {text: content_digest(Path(text)) for text in _texts(settings) if Path(text).exists()}
-    return _digest(json.dumps([settings, contents], sort_keys=True).encode())
-
-
-def content_digest(path: Path) -> str:
-    """Digest of a file, or of all files of a folder, without reading gigabytes.
-
-    Size and both ends of each file: retrained weights differ in nearly every byte.
-    """
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    parts = []
-    for file in files:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            head = stream.read(SAMPLED_BYTES)
-            stream.seek(max(0, size - SAMPLED_BYTES))
-            parts += [f"{file.relative_to(path)} {size} ".encode(), head, stream.read()]
-    return _digest(b"".join(parts))
+    return digest(json.dumps([settings, contents], sort_keys=True).encode())
 
 
 def _file_name(entry_digest: str, index: int, metadata: dict[str, Any]) -> str:
     made_of = f"{entry_digest}/{index}/{metadata['prompt']}"
-    return f"{index:05d}-{_digest(made_of.encode())}.png"
+    return f"{index:05d}-{digest(made_of.encode())}.png"
+
+
+def _without(value: Any, keys: tuple[str, ...]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without(entry, keys) for key, entry in value.items() if key not in keys}
+    return value
 
 
 def _texts(value: Any) -> set[str]:
@@ -81,7 +71,3 @@ def _texts(value: Any) -> set[str]:
     if isinstance(value, list):
         return set().union(*map(_texts, value))
     return {value} if isinstance(value, str) and value else set()
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=6).hexdigest()

@@ -120,7 +120,7 @@ class ScoreImages(BatchModule):
         tasks = self.batches[batch]
         images = torch.stack([read_image(task.path) for task in tasks]).to(self.device)
         prompts, metadata = [task.prompt for task in tasks], [task.metadata for task in tasks]
-        scores = self.loaded.score(images, prompts, metadata) * self.reward.reported_scale
+        scores = self.loaded.score(images, prompts, metadata) * self.loaded.reported_scale
         for score, task in zip(scores.tolist(), tasks, strict=True):
             if not math.isfinite(score):
                 raise UserError(f"the reward {self.reward.name} gives {score} for {task.path} ({task.prompt!r})")

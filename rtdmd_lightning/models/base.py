@@ -34,6 +34,12 @@ class Backbone(ABC):
     block_classes: ClassVar[tuple[type[nn.Module], ...]]
     """The transformer's repeated blocks: the units of FSDP2 sharding."""
 
+    embedding_cache: str | None = None
+    """A folder in which prompts' embeddings are kept on disk."""
+
+    text_encoders: bool = True
+    """Whether prompts that the cache lacks can be encoded."""
+
     @abstractmethod
     def load(self) -> nn.Module:
         """Read the weights and return the frozen transformer. Raises UserError for a folder that lacks a part."""
@@ -49,6 +55,10 @@ class Backbone(ABC):
     @abstractmethod
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
         """B prompts to their conditioning, on the device of the text encoders; no gradient."""
+
+    @abstractmethod
+    def encoder_identity(self) -> dict[str, Any]:
+        """All that `encode_prompts` depends on besides the prompts, in what JSON can hold; reads no weights."""
 
     @abstractmethod
     def latent_shape(self) -> tuple[int, ...]:

@@ -44,12 +44,11 @@ class FluxBackbone(PackedBackbone):
     def takes_guidance(self) -> bool:
         return self.loaded.transformer.config.guidance_embeds
 
-    @torch.no_grad()
-    def encode_prompts(self, prompts: list[str]) -> Conditioning:
-        embeds, pooled, _ = self.loaded.encode_prompt(
+    def encode_with(self, pipeline: Any, prompts: list[str]) -> Conditioning:
+        embeds, pooled, _ = pipeline.encode_prompt(
             prompts,
             prompt_2=None,
-            device=self.loaded.text_encoder.device,
+            device=pipeline.text_encoder.device,
             max_sequence_length=self.max_sequence_length,
         )
         return Conditioning(embeds, pooled)

@@ -65,10 +65,9 @@ class Flux2Backbone(PackedBackbone):
             raise UserError(f"cannot load the generator's base {self.generator_pretrained!r}: {error}") from error
         return self._frozen(transformer)
 
-    @torch.no_grad()
-    def encode_prompts(self, prompts: list[str]) -> Conditioning:
-        embeds, _ = self.loaded.encode_prompt(
-            prompts, device=self.loaded.text_encoder.device, max_sequence_length=self.max_sequence_length
+    def encode_with(self, pipeline: Any, prompts: list[str]) -> Conditioning:
+        embeds, _ = pipeline.encode_prompt(
+            prompts, device=pipeline.text_encoder.device, max_sequence_length=self.max_sequence_length
         )
         return Conditioning(embeds)
 

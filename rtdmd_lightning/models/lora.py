@@ -22,24 +22,32 @@ from rtdmd_lightning.errors import UserError
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """Rank, alpha (the scale is alpha / rank) and the seed of the gaussian A; B starts at zero (METHOD section 4)."""
+    """Rank, alpha (the scale is alpha / rank) and the seed of the gaussian A; B starts at zero (METHOD section 4).
+
+    targets: suffixes of the module paths that are adapted; without them the family's own, METHOD's.
+    """
 
     rank: int = 32
     alpha: int = 64
     seed: int = 0
+    targets: list[str] | None = None
 
     @property
     def scale(self) -> float:
         return self.alpha / self.rank
 
 
-def add_adapter(transformer: nn.Module, name: str, settings: LoraSettings, targets: list[str]) -> None:
+def add_adapter(transformer: nn.Module, name: str, settings: LoraSettings, family_targets: list[str]) -> None:
     """Inject a float32 adapter; its initial weights depend on the settings' seed and its name only.
 
-    Raises UserError where no layer of the transformer matches `targets`.
+    Raises UserError where no layer of the transformer matches the family's targets, or one of the settings' matches none.
     """
-    if not any(path.endswith(tuple(f".{target}" for target in targets)) for path, _ in transformer.named_modules()):
-        raise UserError(f"no layer of {type(transformer).__name__} matches the LoRA targets {', '.join(targets)}")
+    targets = family_targets if settings.targets is None else settings.targets
+    paths = [path for path, _ in transformer.named_modules()]
+    matched = [target for target in targets if any(path.endswith(f".{target}") for path in paths)]
+    if not matched or (settings.targets is not None and matched != targets):
+        unmatched = [target for target in targets if target not in matched]
+        raise UserError(f"no layer of {type(transformer).__name__} matches the LoRA targets {', '.join(unmatched)}")
     config = LoraConfig(
         r=settings.rank, lora_alpha=settings.alpha, init_lora_weights="gaussian", target_modules=list(targets)
     )

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.models.base import Backbone
+from rtdmd_lightning.models.identity import identity
+from rtdmd_lightning.structures import Conditioning
 
 
 class PipelineBackbone(Backbone):
@@ -21,6 +23,9 @@ class PipelineBackbone(Backbone):
         max_sequence_length: how many tokens of text a prompt has, padding included.
         dtype: of the frozen weights. Adapters are float32 whatever it is.
         gradient_checkpointing: recompute the blocks' activations in the backward pass.
+        embedding_cache: a folder where prompts' embeddings are kept on disk. Text encoders are then loaded only when a prompt
+            is not there; `python -m rtdmd_lightning.data.embed` fills it ahead of time.
+        text_encoders: false never loads them; a prompt that the cache lacks is an error.
     """
 
     encoders: ClassVar[tuple[str, ...]]
@@ -33,33 +38,63 @@ class PipelineBackbone(Backbone):
         max_sequence_length: int = 512,
         dtype: Literal["float32", "bfloat16"] = "bfloat16",
         gradient_checkpointing: bool = False,
+        embedding_cache: str | None = None,
+        text_encoders: bool = True,
     ) -> None:
+        if embedding_cache is None and not text_encoders:
+            raise UserError(
+                "a backbone with text_encoders=false needs an embedding_cache, which has the prompts' embeddings"
+            )
         self.pretrained = pretrained
         self.resolution = resolution
         self.max_sequence_length = max_sequence_length
         self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
         self.gradient_checkpointing = gradient_checkpointing
+        self.embedding_cache = embedding_cache
+        self.text_encoders = text_encoders
         self.pipeline: Any = None
+        self._text_pipeline: Any = None  # the one whose text encoders are loaded
+        self._device = torch.device("cpu")
 
     def load(self) -> nn.Module:
-        unused = self.unused_encoders()
-        wanted = [part for part in self.encoders if part not in unused]
-        check_folder(self.pretrained, ["transformer", "vae", "scheduler", *wanted])
-        try:
-            self.pipeline = self.pipeline_class.from_pretrained(
-                self.pretrained, dtype=self.dtype, **dict.fromkeys(unused)
-            )
-        except OSError as error:
-            raise UserError(f"cannot load the base model {self.pretrained!r}: {error}") from error
-        for part in self._frozen_parts():
-            part.requires_grad_(False).eval()
+        self._check_folder()
+        if self.embedding_cache is None:
+            self.pipeline = self._text_pipeline = self._open()
+        else:
+            encoders = [part for part in self.encoders if part.startswith("text_encoder")]
+            self.pipeline = self._open(**dict.fromkeys(encoders))
         self.pipeline.vae.to(torch.float32)  # decoded images, and reward gradients through them, are float32
         self.check_resolution()
         return self._frozen(self.pipeline.transformer)
 
     def to(self, device: torch.device) -> None:
+        self._device = device
         for part in self._frozen_parts():
             part.to(device)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> Conditioning:
+        """As the pipeline does it. Autocast is off: an embedding does not depend on the precision of the training."""
+        assert self.text_encoders, "there are no text encoders"
+        if self._text_pipeline is None:
+            self._check_folder()
+            self._text_pipeline = self._open(transformer=self._outline(), vae=None, scheduler=None)
+            self.to(self._device)
+        with torch.autocast(self._device.type, enabled=False):
+            return self.encode_with(self._text_pipeline, prompts)
+
+    @abstractmethod
+    def encode_with(self, pipeline: Any, prompts: list[str]) -> Conditioning:
+        """B prompts to their conditioning by a pipeline of this family, of which only encoders and tokenizers are loaded."""
+
+    def encoder_identity(self) -> dict[str, Any]:
+        self._check_folder()
+        return {
+            "pipeline": self.pipeline_class.__name__,
+            "weights": identity(self.pretrained, self._used_encoders()),
+            "dtype": str(self.dtype),
+            "max_sequence_length": self.max_sequence_length,
+        }
 
     def decode(self, latents: Tensor) -> Tensor:
         with torch.autocast(latents.device.type, enabled=False):
@@ -95,8 +130,39 @@ class PipelineBackbone(Backbone):
         return transformer
 
     def _frozen_parts(self) -> list[nn.Module]:
-        parts = (self.loaded.components[name] for name in ("vae", *self.encoders))
+        parts = [
+            part
+            for pipeline in (self.pipeline, self._text_pipeline)
+            if pipeline is not None
+            for name, part in pipeline.components.items()
+            if name in ("vae", *self.encoders)
+        ]
         return [part for part in parts if isinstance(part, nn.Module)]
+
+    def _open(self, **given: Any) -> Any:
+        """The pipeline, frozen; parts that are given, or that the options leave out, are not read."""
+        given = dict.fromkeys(self.unused_encoders()) | given
+        try:
+            pipeline = self.pipeline_class.from_pretrained(self.pretrained, dtype=self.dtype, **given)
+        except OSError as error:
+            raise UserError(f"cannot load the base model {self.pretrained!r}: {error}") from error
+        for part in pipeline.components.values():
+            if isinstance(part, nn.Module):
+                part.requires_grad_(False).eval()
+        return pipeline
+
+    def _used_encoders(self) -> list[str]:
+        unused = self.unused_encoders()
+        return [part for part in self.encoders if part not in unused]
+
+    def _check_folder(self) -> None:
+        check_folder(self.pretrained, ["transformer", "vae", "scheduler", *self._used_encoders()])
+
+    def _outline(self) -> nn.Module:
+        """The transformer's shapes, which SD3's pipeline asks for when it encodes without T5."""
+        config = self.transformer_class.load_config(self.pretrained, subfolder="transformer")
+        with torch.device("meta"):
+            return self.transformer_class.from_config(config)
 
 
 def check_folder(pretrained: str, parts: list[str]) -> None:

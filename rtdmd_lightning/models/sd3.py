@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from diffusers.models.attention import JointTransformerBlock
 from torch import Tensor, nn
@@ -54,13 +53,12 @@ class SD3Backbone(PipelineBackbone):
     def unused_encoders(self) -> tuple[str, ...]:
         return () if self.use_t5 else T5_PARTS
 
-    @torch.no_grad()
-    def encode_prompts(self, prompts: list[str]) -> Conditioning:
-        embeds, _, pooled, _ = self.loaded.encode_prompt(
+    def encode_with(self, pipeline: Any, prompts: list[str]) -> Conditioning:
+        embeds, _, pooled, _ = pipeline.encode_prompt(
             prompts,
             prompt_2=None,
             prompt_3=None,
-            device=self.loaded.text_encoder.device,
+            device=pipeline.text_encoder.device,
             do_classifier_free_guidance=False,
             max_sequence_length=self.max_sequence_length,
         )

@@ -48,7 +48,8 @@ class DistillationModule(L.LightningModule, ABC):
         generator_optimizer, fake_optimizer: one AdamW each.
         ema_decay: per update of the average.
         ema_every: generator updates between two updates of the average.
-        initial_adapter: a `generator_ema.pt` that the generator (and its EMA) start from, instead of the base.
+        initial_adapter: what the generator (and its EMA) start from instead of the base: a file or folder in any format that
+            `adapters.read` knows, of `lora`'s rank and alpha.
         seed: of all noise and of every random choice (linked from `seed_everything`).
     """
 
@@ -107,9 +108,9 @@ class DistillationModule(L.LightningModule, ABC):
         if self._configured:
             return
         frozen = {name: adapters.read(path) for name, path in self.frozen_adapters().items()}
-        initial = (
-            lora.read_adapter(self.initial_adapter) if self.initial_adapter else None
-        )  # a wrong file is told in a second
+        initial = adapters.read(self.initial_adapter) if self.initial_adapter else None
+        if initial is not None:
+            adapters.check_settings(initial, self.lora)  # a wrong file is told in a second
         self.transformer, self.generator_base = self.backbone.load(), self.backbone.load_generator_base()
         stacks = self.adapter_stacks()
         home = {adapter: self.base_of(role) for role, stack in stacks.items() for adapter in stack}
@@ -118,7 +119,7 @@ class DistillationModule(L.LightningModule, ABC):
         for name in (GENERATOR, FAKE_SCORE, EMA):
             lora.add_adapter(home[name], name, self.lora, self.backbone.lora_targets)
         if initial is not None:
-            lora.load_adapter_state_dict(home[GENERATOR], GENERATOR, initial, source=str(self.initial_adapter))
+            lora.load_adapter_state_dict(home[GENERATOR], GENERATOR, initial.state_dict(), source=initial.source)
         started = lora.adapter_state_dict(home[GENERATOR], GENERATOR)
         lora.load_adapter_state_dict(home[EMA], EMA, started, source=GENERATOR)
         if self._is_sharded:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from rtdmd_lightning.data.rollout import Rollout
 from rtdmd_lightning.data.stream import PromptBatch
@@ -142,7 +142,9 @@ class ReinforcementModule(MatchingModule):
 
         size = self.final_step.decode_chunk
         chunks = [slice(start, start + size) for start in range(0, len(samples), size)]
-        return torch.cat([checkpoint(reward, samples[c], batch[c], use_reentrant=False) for c in chunks])
+        # torch ends a recomputation early by raising inside it, which would read as a failure of the reward.
+        with set_checkpoint_early_stop(False):
+            return torch.cat([checkpoint(reward, samples[c], batch[c], use_reentrant=False) for c in chunks])
 
     def images(self, latents: Tensor) -> Tensor:
         return self.backbone.decode(latents).clamp(0, 1)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.clip_models import ClipEncoder
 from rtdmd_lightning.rewards.state import fill, read_state
-from rtdmd_lightning.rewards.weights import locate
+from rtdmd_lightning.rewards.weights import Source
 
 CLIP_HUB_ID = "openai/clip-vit-large-patch14"
 HEAD_HUB_ID = "trl-lib/ddpo-aesthetic-predictor"  # a copy of LAION's sac+logos+ava1-l14-linearMSE.pth
@@ -52,9 +52,12 @@ class AestheticReward(Reward):
         self.weights = weights
         self.clip = clip
 
+    def sources(self) -> list[Source]:
+        head = Source(self.name, HEAD_HUB_ID, self.weights, HEAD_FILENAME)
+        return [head, Source("clipscore", CLIP_HUB_ID, self.clip)]
+
     def load(self) -> None:
-        path = locate(self.name, HEAD_HUB_ID, self.weights, HEAD_FILENAME)
-        source = locate("clipscore", CLIP_HUB_ID, self.clip)
+        path, source = (source.locate() for source in self.sources())
         self._clip = ClipEncoder(self.name, source, source)
         self._head = AestheticHead(self._clip.model.config.projection_dim)
         fill(self._head, read_state(self.name, path), reward=self.name, path=path)

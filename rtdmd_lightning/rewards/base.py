@@ -5,6 +5,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from rtdmd_lightning.rewards.weights import Source
+
 
 class Reward(ABC):
     """Scores images against their prompts.
@@ -27,6 +29,10 @@ class Reward(ABC):
 
     def load(self) -> None:  # noqa: B027 (a reward without weights has nothing to load)
         """Read the weights, frozen and in eval mode, on the CPU. Raises UserError where they cannot be found."""
+
+    def sources(self) -> list[Source]:
+        """The weights and other files that `load` reads, in its order."""
+        return []
 
     def networks(self) -> list[nn.Module]:
         """What `to` moves: the networks that `load` made."""

@@ -11,7 +11,7 @@ from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.memory import PromptMemory
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.preprocess import ClipPreprocess
-from rtdmd_lightning.rewards.weights import loading, locate
+from rtdmd_lightning.rewards.weights import Source, loading
 
 REMEMBERED_PROMPTS = 16_384
 
@@ -32,7 +32,7 @@ class ClipEncoder:
         with loading(reward, processor):
             self.preprocess = ClipPreprocess.from_pretrained(processor)
             self.tokenizer = CLIPTokenizer.from_pretrained(processor)
-        self._remembered: PromptMemory[Tensor] = PromptMemory()
+        self._remembered: PromptMemory[Tensor] = PromptMemory(REMEMBERED_PROMPTS)
 
     def images(self, images: Tensor) -> Tensor:
         """`[B, 3, H, W]` in [0, 1] to `[B, D]`."""
@@ -42,7 +42,7 @@ class ClipEncoder:
 
     def prompts(self, prompts: list[str]) -> Tensor:
         """B prompts to `[B, D]`, without gradient; each is encoded once while it is among the last remembered."""
-        rows = self._remembered.recall(prompts, self._encode, REMEMBERED_PROMPTS)
+        rows = self._remembered.recall(prompts, self._encode)
         # A copy: rows made under inference_mode, where Lightning validates, could not be saved for a backward pass.
         return torch.stack(rows).to(self.model.logit_scale)
 
@@ -81,22 +81,24 @@ class ClipLogitReward(Reward):
         self.weights = weights
         self.processor = processor
 
+    def sources(self) -> list[Source]:
+        """The model, and the processor where the model's folder does not hold it."""
+        model = Source(self.name, self.published, self.weights)
+        found = model.locate()
+        held = found == self.published_processor or (Path(found) / "preprocessor_config.json").exists()
+        if self.processor is None and held:
+            return [model]
+        return [model, Source(f"{self.name}-processor", self.published_processor, self.processor)]
+
     def load(self) -> None:
-        source = locate(self.name, self.published, self.weights)
-        self._clip = ClipEncoder(self.name, source, self._locate_processor(source))
+        located = [source.locate() for source in self.sources()]
+        self._clip = ClipEncoder(self.name, located[0], located[-1])
 
     def networks(self) -> list[torch.nn.Module]:
         return [self._clip.model]
 
     def score(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
         return self._clip.logits(images, prompts) / self.divisor
-
-    def _locate_processor(self, source: str) -> str:
-        if self.processor is None and (
-            source == self.published_processor or (Path(source) / "preprocessor_config.json").exists()
-        ):
-            return source
-        return locate(f"{self.name}-processor", self.published_processor, self.processor)
 
 
 def _load_model(reward: str, source: str) -> CLIPModel:

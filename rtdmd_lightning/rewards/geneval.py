@@ -18,7 +18,7 @@ from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.geneval_color import ColorNamer
 from rtdmd_lightning.rewards.geneval_score import MAX_OBJECTS_PER_CLASS, Detection, geneval_score
 from rtdmd_lightning.rewards.state import whole_pretrained
-from rtdmd_lightning.rewards.weights import loading, locate
+from rtdmd_lightning.rewards.weights import Source, loading
 
 DETECTOR_HUB_ID = "facebook/mask2former-swin-small-coco-instance"
 SCORE_THRESHOLD = 0.3
@@ -65,10 +65,13 @@ class GenEvalReward(Reward):
         self.name = "geneval_strict" if strict else "geneval"
         self._colors = ColorNamer(clip)
 
+    def sources(self) -> list[Source]:
+        return [Source("geneval/detector", DETECTOR_HUB_ID, self.detector), self._colors.source()]
+
     def load(self) -> None:
         from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
 
-        source = locate("geneval/detector", DETECTOR_HUB_ID, self.detector)
+        source = self.sources()[0].locate()
         with loading("geneval/detector", source):
             self._processor: Any = AutoImageProcessor.from_pretrained(source)
             self._detector: Any = whole_pretrained(Mask2FormerForUniversalSegmentation, self.name, source)

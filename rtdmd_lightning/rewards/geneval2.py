@@ -15,7 +15,7 @@ from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.pixels import to_pil
 from rtdmd_lightning.rewards.state import whole_pretrained
-from rtdmd_lightning.rewards.weights import loading, locate
+from rtdmd_lightning.rewards.weights import Source, loading
 
 HUB_ID = "Qwen/Qwen3-VL-8B-Instruct"
 QUESTION = "{question} Answer in one word."
@@ -37,10 +37,13 @@ class GenEval2Reward(Reward):
         self.weights = weights
         self.batch_size = batch_size
 
+    def sources(self) -> list[Source]:
+        return [Source(self.name, HUB_ID, self.weights)]
+
     def load(self) -> None:
         from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
-        source = locate(self.name, HUB_ID, self.weights)
+        (source,) = (source.locate() for source in self.sources())
         with loading(self.name, source):
             self._processor: Any = AutoProcessor.from_pretrained(source, padding_side="left")
             self._model: Any = whole_pretrained(Qwen3VLForConditionalGeneration, self.name, source)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rtdmd_lightning.rewards.preprocess import ClipPreprocess
-from rtdmd_lightning.rewards.weights import loading, locate
+from rtdmd_lightning.rewards.weights import Source, loading
 
 CLIP_HUB_ID = "timm/vit_large_patch14_clip_224.openai"
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
@@ -26,10 +26,13 @@ class ColorNamer:
     def __init__(self, weights: str | None = None) -> None:
         self.weights = weights
 
+    def source(self) -> Source:
+        return Source("geneval/clip", CLIP_HUB_ID, self.weights)
+
     def load(self) -> None:
         import open_clip
 
-        source = locate("geneval/clip", CLIP_HUB_ID, self.weights)
+        source = self.source().locate()
         schema = f"local-dir:{source}" if Path(source).exists() else f"hf-hub:{source}"
         with loading("geneval/clip", source):
             try:

@@ -9,7 +9,7 @@ from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.compat import hpsv2_open_clip
 from rtdmd_lightning.rewards.preprocess import ClipPreprocess
 from rtdmd_lightning.rewards.state import build_empty, fill, read_state
-from rtdmd_lightning.rewards.weights import locate
+from rtdmd_lightning.rewards.weights import Source
 
 HUB_ID = "xswu/HPSv2"
 FILENAME = "HPS_v2.1_compressed.pt"
@@ -34,8 +34,11 @@ class HPSv2Reward(Reward):
         self.weights = weights
         self.architecture = architecture
 
+    def sources(self) -> list[Source]:
+        return [Source(self.name, HUB_ID, self.weights, FILENAME)]
+
     def load(self) -> None:
-        path = locate(self.name, HUB_ID, self.weights, FILENAME)
+        (path,) = (source.locate() for source in self.sources())
         self._clip = empty_clip(self.architecture)
         fill(self._clip, read_state(self.name, path), reward=self.name, path=path)
         self._clip.float()

@@ -24,7 +24,7 @@ from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.pixels import to_pil
 from rtdmd_lightning.rewards.state import build_empty, fill, read_state
-from rtdmd_lightning.rewards.weights import loading, locate
+from rtdmd_lightning.rewards.weights import Source, loading
 
 HUB_ID = "MizzenAI/HPSv3"
 FILENAME = "HPSv3.safetensors"
@@ -78,10 +78,13 @@ class HPSv3Reward(Reward):
         self.base = base
         self.batch_size = batch_size
 
+    def sources(self) -> list[Source]:
+        return [Source("hpsv3/base", BASE_HUB_ID, self.base), Source(self.name, HUB_ID, self.weights, FILENAME)]
+
     def load(self) -> None:
         from transformers import AutoConfig, AutoProcessor
 
-        base = locate("hpsv3/base", BASE_HUB_ID, self.base)
+        base = self.sources()[0].locate()
         with loading("hpsv3/base", base):
             config = AutoConfig.from_pretrained(base)
             self._processor: Any = AutoProcessor.from_pretrained(
@@ -89,7 +92,7 @@ class HPSv3Reward(Reward):
             )
         self._processor.tokenizer.add_tokens([REWARD_TOKEN], special_tokens=True)
         self._token_id = self._processor.tokenizer.convert_tokens_to_ids(REWARD_TOKEN)
-        path = locate(self.name, HUB_ID, self.weights, FILENAME)
+        path = self.sources()[1].locate()
         self._network = load_network(config, path, tokens=len(self._processor.tokenizer))
 
     def networks(self) -> list[nn.Module]:

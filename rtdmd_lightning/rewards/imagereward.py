@@ -12,7 +12,7 @@ from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.compat import bert_tokenizer, image_reward
 from rtdmd_lightning.rewards.preprocess import ClipPreprocess
 from rtdmd_lightning.rewards.state import build_empty, fill, read_state
-from rtdmd_lightning.rewards.weights import locate
+from rtdmd_lightning.rewards.weights import Source
 
 HUB_ID = "THUDM/ImageReward"
 FILENAME = "ImageReward.pt"
@@ -42,14 +42,19 @@ class ImageRewardReward(Reward):
         self.weights = weights
         self.tokenizer = tokenizer
 
+    def sources(self) -> list[Source]:
+        """The checkpoint, the configuration of its text encoder, and the vocabulary."""
+        checkpoint, config = (Source(self.name, HUB_ID, self.weights, name) for name in (FILENAME, MED_CONFIG))
+        return [checkpoint, config, Source(self.name, TOKENIZER_HUB_ID, self.tokenizer, VOCABULARY)]
+
     def load(self) -> None:
         if self.weights is not None and Path(self.weights).expanduser().is_file():
             raise UserError(f"imagereward: weights must be the folder that holds {FILENAME} and {MED_CONFIG}")
-        path = locate(self.name, HUB_ID, self.weights, FILENAME)
-        self._blip = empty_image_reward(locate(self.name, HUB_ID, self.weights, MED_CONFIG))
+        path, config, vocabulary = (source.locate() for source in self.sources())
+        self._blip = empty_image_reward(config)
         fill(self._blip, read_state(self.name, path), reward=self.name, path=path)
         self._blip.float()
-        self._tokenizer = bert_tokenizer(locate(self.name, TOKENIZER_HUB_ID, self.tokenizer, VOCABULARY))
+        self._tokenizer = bert_tokenizer(vocabulary)
         self._blip.blip.tokenizer = self._tokenizer
         self._preprocess = ClipPreprocess(SIDE, SIDE, MEAN, STD)
 

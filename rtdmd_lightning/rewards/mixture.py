@@ -13,6 +13,10 @@ class RewardError(RuntimeError):
     """A reward raised, or returned something that is not a finite number; the message names the reward and the prompt."""
 
 
+class RewardGone(RewardError):
+    """A remote reward has not answered for too long; the message names it and its address. No prompt is at fault."""
+
+
 class RewardMixture:
     """Rewards with a weight each.
 
@@ -75,6 +79,8 @@ class RewardMixture:
 def _score(reward: Reward, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
     try:
         score = reward.score(images, prompts, metadata)
+    except RewardGone:
+        raise  # to ask for each prompt alone would be to wait as long again
     except Exception as error:
         prompt = _culprit(reward, images, prompts, metadata)
         raise RewardError(f"the reward {reward.name!r} failed on {prompt}: {error!r}") from error

@@ -3,9 +3,10 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, snapshot_download
 
 from rtdmd_lightning.errors import UserError
 
@@ -38,6 +39,31 @@ def locate(reward: str, published: str, weights: str | None = None, filename: st
         if cached.exists():
             return str(cached)
     return _from_hub(reward, published, filename)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One of the things that a reward loads, by the arguments of `locate`."""
+
+    reward: str
+    published: str
+    weights: str | None = None
+    filename: str | None = None
+
+    def locate(self) -> str:
+        return locate(self.reward, self.published, self.weights, self.filename)
+
+    def on_disk(self) -> str:
+        """Its file or folder. Of a folder in the hub's cache only loading tells whether all is there.
+
+        Raises UserError with the command that fetches it. Only a single file may be downloaded, where the hub is not offline.
+        """
+        located = self.locate()
+        if Path(located).exists():
+            return located
+        with loading(self.reward, located):
+            # No file is asked for: models are loaded from a part of what their repositories hold.
+            return snapshot_download(located, local_files_only=True, allow_patterns=[])
 
 
 @contextlib.contextmanager

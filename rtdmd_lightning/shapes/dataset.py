@@ -20,13 +20,14 @@ TAG_WEIGHTS = {
     "position": 0.25,
     "color_attr": 0.25,
 }
+EVEN_WEIGHTS = dict.fromkeys(TAG_WEIGHTS, 1 / len(TAG_WEIGHTS))
 CAPTION_NOISE = 0.15
 
 
-def sample_metadata(rng: np.random.Generator, count: int) -> list[dict]:
-    """`count` training prompts (GenEval metadata), tags drawn by `TAG_WEIGHTS`."""
-    by_tag = [training_prompts(tag) for tag in TAG_WEIGHTS]
-    tags = rng.choice(len(by_tag), size=count, p=list(TAG_WEIGHTS.values()))
+def sample_metadata(rng: np.random.Generator, count: int, weights: dict[str, float] = TAG_WEIGHTS) -> list[dict]:
+    """`count` training prompts (GenEval metadata), tags drawn by `weights`."""
+    by_tag = [training_prompts(tag) for tag in weights]
+    tags = rng.choice(len(by_tag), size=count, p=list(weights.values()))
     return [by_tag[tag][rng.integers(len(by_tag[tag]))] for tag in tags]
 
 

@@ -12,6 +12,7 @@ from torchvision.io import read_image
 
 from rtdmd_lightning import fit
 from rtdmd_lightning.callbacks import RewardEvalCallback, reward_eval
+from rtdmd_lightning.callbacks.diversity import DiversitySettings
 from rtdmd_lightning.data.prompts import load_prompts
 from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.modules.core import EMA, GENERATOR
@@ -43,7 +44,8 @@ class Length(Reward):
 
 
 class Student:
-    """Stands in for the module: image i is evenly as bright as i / 100. Notes which images were asked for."""
+    """Stands in for the module: image i is evenly as bright as i / 100, as if every further image of a prompt were brighter
+    than the last by as much as there are prompts. Notes which images were asked for."""
 
     device = torch.device("cpu")
 
@@ -52,7 +54,7 @@ class Student:
 
     def generate(self, prompts, indices, *, seed):
         everyone = load_prompts(PROMPTS)
-        assert prompts == [everyone[index]["prompt"] for index in indices] and seed == 1234
+        assert prompts == [everyone[index % COUNT]["prompt"] for index in indices] and seed == 1234
         self.drawn.append(list(indices))
         return torch.tensor(indices).div(100).view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
 
@@ -89,6 +91,22 @@ def expected_scores():
     return brightness | lengths
 
 
+# Five prompts of three images: pairs are 12, 12 and 24 hundredths apart.
+GROUPS, EXPECTED_DIVERSITY = DiversitySettings(prompts=5, images_per_prompt=3), (0.12 + 0.12 + 0.24) / 3
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 12, 60])
+def test_several_images_of_some_prompts_make_the_diversity(batch_size):
+    student = Student()
+    scores = callback(batch_size=batch_size, diversity=GROUPS).evaluate(fake_trainer(), student)
+    assert float(scores["eval/diversity"]) == pytest.approx(EXPECTED_DIVERSITY)
+    assert {name: float(scores[name]) for name in expected_scores()} == pytest.approx(expected_scores())
+    extra = {index for drawn in student.drawn for index in drawn if index >= COUNT}
+    assert extra == {i + k * COUNT for i in (0, 2, 5, 8, 11) for k in (1, 2)}
+    firsts = [index for drawn in student.drawn[:-1] for index in drawn if index < COUNT]
+    assert sorted(firsts) == sorted([*range(COUNT), 0, 2, 5, 8, 11])  # a group's first image is the scored one
+
+
 @pytest.mark.parametrize("batch_size", [1, 5, 12, 60])
 def test_means_per_reward_and_tag_are_those_worked_out_by_hand(batch_size):
     evaluation = callback(batch_size=batch_size)
@@ -105,8 +123,7 @@ def test_prompts_without_tags_have_one_mean_per_reward(tmp_path):
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 13])
 @pytest.mark.parametrize("batch_size", [1, 5, 7, 12, 100])
 def test_ranks_share_the_prompts_out_in_equally_many_batches(world_size, batch_size):
-    evaluation = callback(batch_size=batch_size)
-    batches = [evaluation.local_batches(rank, world_size) for rank in range(world_size)]
+    batches = [reward_eval.local_batches(COUNT, batch_size, rank, world_size) for rank in range(world_size)]
     dealt = [index for of_rank in batches for batch in of_rank for index in batch]
     assert sorted(dealt) == list(range(COUNT))
     assert len({len(of_rank) for of_rank in batches}) == 1
@@ -118,26 +135,27 @@ def test_a_rank_with_nothing_left_draws_along_and_scores_nothing(monkeypatch):
     monkeypatch.setattr(reward_eval, "MeanMetric", lambda **_: Counter())
     students, counts = [Student() for _ in range(3)], []
     for rank, student in enumerate(students):
-        scores = callback(batch_size=6).evaluate(fake_trainer(rank=rank, world_size=3), student)
-        counts.append(int(scores["eval/brightness"]))
-    assert [len(student.drawn) for student in students] == [2, 2, 2]  # a batch and the grid each
-    assert counts == [6, 6, 0]
+        evaluation = callback(batch_size=6, diversity=DiversitySettings(prompts=4, images_per_prompt=3))
+        scores = evaluation.evaluate(fake_trainer(rank=rank, world_size=3), student)
+        counts.append((int(scores["eval/brightness"]), int(scores["eval/diversity"])))
+    assert [len(student.drawn) for student in students] == [3, 3, 3]  # a batch, a batch of two groups and the grid each
+    assert counts == [(6, 2), (6, 2), (0, 0)]
 
 
 class Counter:
     """In the place of a metric: how many values it was given."""
 
     def __init__(self):
-        self.values = []
+        self.count = 0
 
     def to(self, device):
         return self
 
     def update(self, value):
-        self.values.append(value)
+        self.count += value.numel()
 
     def compute(self):
-        return torch.tensor(len(self.values))
+        return torch.tensor(self.count)
 
 
 def evaluate_on_rank(rank, folder):
@@ -145,20 +163,23 @@ def evaluate_on_rank(rank, folder):
     store, patience = f"file://{folder}/store", timedelta(seconds=100)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=patience)
     try:
-        scores = callback(batch_size=4).evaluate(fake_trainer(folder, rank=rank, world_size=2), Student())
+        evaluation = callback(batch_size=4, diversity=GROUPS)
+        scores = evaluation.evaluate(fake_trainer(folder, rank=rank, world_size=2), Student())
     finally:
         dist.destroy_process_group()
     (folder / f"rank_{rank}.json").write_text(json.dumps({name: float(score) for name, score in scores.items()}))
 
 
 def test_two_processes_both_come_to_the_means_over_all_prompts_and_one_of_them_writes(tmp_path):
-    """Unevenly: of batches of 4 the first rank, which is this process, has 8 prompts and the second 4."""
+    """Unevenly: of batches of 4 the first rank, which is this process, has 8 prompts and the second 4; of the five groups, one
+    at once, it has three."""
     second = multiprocessing.get_context("spawn").Process(target=evaluate_on_rank, args=(1, tmp_path))
     second.start()
     evaluate_on_rank(0, tmp_path)
     second.join()
     for rank in range(2):
-        assert json.loads((tmp_path / f"rank_{rank}.json").read_text()) == pytest.approx(expected_scores())
+        expected = expected_scores() | {"eval/diversity": EXPECTED_DIVERSITY}
+        assert json.loads((tmp_path / f"rank_{rank}.json").read_text()) == pytest.approx(expected)
     assert len((tmp_path / "eval.jsonl").read_text().splitlines()) == 1
 
 

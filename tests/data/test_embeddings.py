@@ -1,4 +1,4 @@
-"""The embedding cache: each prompt is encoded once, whatever the batches look like."""
+"""The embeddings in memory: each prompt is encoded once, whatever the batches look like."""
 
 import torch
 
@@ -6,10 +6,13 @@ from rtdmd_lightning.data.embeddings import PromptEmbedder
 from rtdmd_lightning.structures import Conditioning
 
 CPU = torch.device("cpu")
+ROW_BYTES = 4 * (3 * 2 + 5)  # of what CountingBackbone makes of a prompt
 
 
 class CountingBackbone:
     """Encodes a text as its length and first letter, and records what it was given."""
+
+    embedding_cache = None
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
@@ -23,7 +26,7 @@ class CountingBackbone:
 
 def embedder(capacity: int = 100) -> tuple[PromptEmbedder, CountingBackbone]:
     backbone = CountingBackbone()
-    return PromptEmbedder(backbone, capacity), backbone
+    return PromptEmbedder(backbone, capacity * ROW_BYTES), backbone
 
 
 def assert_encodes(conditioning: Conditioning, prompts: list[str]) -> None:
@@ -74,11 +77,20 @@ def test_a_batch_larger_than_the_cache():
     assert len(backbone.calls) == 2
 
 
+def test_the_bound_is_one_of_bytes():
+    """A byte too few for two prompts holds one; one that is larger than all of it is served and not kept."""
+    for capacity, kept in ((2 * ROW_BYTES, ["a", "bb"]), (2 * ROW_BYTES - 1, ["bb"]), (ROW_BYTES - 1, [])):
+        embed = PromptEmbedder(CountingBackbone(), capacity)
+        for _ in range(2):
+            assert_encodes(embed(["a", "bb"], CPU), ["a", "bb"])
+        assert list(embed._memory._rows) == kept
+
+
 def test_a_forgotten_prompt_frees_its_memory():
     """A cached row owns its storage: one that stays does not hold on to the batch that it was encoded with."""
     embed, _ = embedder()
     embed(["a", "bb", "ccc"], CPU)
-    for row in embed._cache.values():
+    for row in embed._memory._rows.values():
         for tensor in (row.embeds, row.pooled):
             assert tensor.untyped_storage().nbytes() == tensor.nbytes
 

@@ -10,7 +10,8 @@ from lightning import Callback
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.tiny import STRATEGIES, load_checkpoint, run
+from rtdmd_lightning import fit
+from tests.tiny import STRATEGIES, load_checkpoint
 from tests.tiny_rtdmd import save_cold_start, write_rtdmd_config
 
 BLOCKS = 3  # of the tiny transformer
@@ -59,18 +60,18 @@ def cold_start(tiny_folder, tmp_path_factory):
 @pytest.fixture(scope="module")
 def single(tiny_folder, cold_start, tmp_path_factory):
     folder = tmp_path_factory.mktemp("single")
-    run("--config", str(write_rtdmd_config(folder, tiny_folder, cold_start)), timeout=300)
+    fit.main(["--config", str(write_rtdmd_config(folder, tiny_folder, cold_start))])
     return folder
 
 
 @pytest.mark.parametrize(("strategy", "syncs"), [("ddp", 2), ("fsdp2", 2 * (BLOCKS + 1))])
-def test_two_processes_make_the_single_process_epochs(strategy, syncs, single, tiny_folder, cold_start, tmp_path):
-    config = str(write_rtdmd_config(tmp_path, tiny_folder, cold_start))
+def test_two_processes_make_the_single_process_epochs(strategy, syncs, pair, single, tiny_folder, cold_start, tmp_path):
+    config = str(write_rtdmd_config(tmp_path, tiny_folder, cold_start, checkpoint_every=2))
     counting = [
         "--trainer.callbacks+=tests.distributed.test_rtdmd_two_processes.CountSyncs",
         f"--trainer.callbacks.path={tmp_path / 'syncs.json'}",
     ]
-    run("--config", config, "--trainer.devices=2", *STRATEGIES[strategy], *counting, processes=2, timeout=300)
+    pair.fit("--config", config, *STRATEGIES[strategy], *counting)
     one, two = load_checkpoint(single)["state_dict"], load_checkpoint(tmp_path)["state_dict"]
     assert one.keys() == two.keys()
     for key, value in one.items():

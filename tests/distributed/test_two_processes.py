@@ -5,69 +5,71 @@ import json
 import pytest
 import torch
 
-from tests.tiny import STRATEGIES, load_checkpoint, run, write_config
+from rtdmd_lightning import fit
+from tests.tiny import STRATEGIES, load_checkpoint, write_config
 
 
 @pytest.fixture(scope="module")
 def single(tiny_folder, tmp_path_factory):
-    """Two cycles (two fake-score updates and a generator update each) in one process."""
+    """Three cycles (two fake-score updates and a generator update each) in one process, with a checkpoint of each."""
     folder = tmp_path_factory.mktemp("single")
-    run("--config", str(write_config(folder, tiny_folder)), timeout=200)
+    fit.main(["--config", str(write_config(folder, tiny_folder)), "--trainer.max_steps=3"])
     return folder
 
 
-def rows(folder):
-    return [json.loads(line) for line in (folder / "runs/run/eval.jsonl").read_text().splitlines()]
+@pytest.fixture(scope="module")
+def initial(tiny_folder, tmp_path_factory):
+    """The state before the first cycle."""
+    module = fit.parse(["--config", str(write_config(tmp_path_factory.mktemp("initial"), tiny_folder))]).model
+    module.configure_model()
+    return module.state_dict()
+
+
+def state_after(folder, step):
+    (path,) = (folder / "runs/run/checkpoints").glob(f"*step={step}.ckpt")
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def scores_after(folder, step):
+    rows = [json.loads(line) for line in (folder / "runs/run/eval.jsonl").read_text().splitlines()]
+    (row,) = (row for row in rows if row["step"] == step)
+    return {key: value for key, value in row.items() if key.startswith("eval/")}
+
+
+def assert_same(state, expected):
+    assert state.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(state[key], value, rtol=0, atol=1e-5, msg=key)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_processes_make_the_single_process_update_and_a_checkpoint_that_one_process_loads(
-    strategy, single, tiny_folder, tmp_path
+    strategy, pair, single, initial, tiny_folder, tmp_path
 ):
-    config = str(write_config(tmp_path, tiny_folder))
-    run("--config", config, "--trainer.devices=2", *STRATEGIES[strategy], processes=2, timeout=200)
-    one, two = load_checkpoint(single), load_checkpoint(tmp_path)
-    initial = load_initial(tiny_folder, tmp_path)
-    assert one["state_dict"].keys() == two["state_dict"].keys()
-    for key, value in one["state_dict"].items():
-        torch.testing.assert_close(two["state_dict"][key], value, rtol=0, atol=1e-5, msg=key)
+    config = str(write_config(tmp_path, tiny_folder, checkpoint_every=2))
+    pair.fit("--config", config, *STRATEGIES[strategy])
+    expected = state_after(single, 2)
+    assert_same(load_checkpoint(tmp_path)["state_dict"], expected)
     for role in (".generator.", ".fake_score.", ".generator_ema."):
-        moved = max((value - initial[key]).abs().max() for key, value in one["state_dict"].items() if role in key)
+        moved = max((value - initial[key]).abs().max() for key, value in expected.items() if role in key)
         assert moved > 3e-5, role  # well beyond the tolerance above; the EMA moves least
-    scores = [{k: v for k, v in rows(folder)[-1].items() if k.startswith("eval/")} for folder in (single, tmp_path)]
-    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+    assert scores_after(tmp_path, 2) == pytest.approx(scores_after(single, 2), abs=1e-4)
 
-    # One process goes on from it, and arrives where a single process that never changed strategy arrives.
-    last = tmp_path / "runs/run/checkpoints/last.ckpt"
-    run("--config", config, "--trainer.max_steps=3", f"--ckpt_path={last}", timeout=200)
-    straight = tmp_path / "straight"
-    run("--config", str(write_config(straight, tiny_folder)), "--trainer.max_steps=3", timeout=200)
-    resumed, expected = load_checkpoint(tmp_path), load_checkpoint(straight)
-    for key, value in expected["state_dict"].items():
-        torch.testing.assert_close(resumed["state_dict"][key], value, rtol=0, atol=1e-5, msg=key)
+    # One process goes on from it, and arrives where the single process that never changed strategy arrives.
+    last, resumed = tmp_path / "runs/run/checkpoints/last.ckpt", tmp_path / "resumed"
+    config = str(write_config(resumed, tiny_folder))
+    fit.main(["--config", config, "--trainer.max_steps=3", f"--ckpt_path={last}"])
+    assert_same(load_checkpoint(resumed)["state_dict"], state_after(single, 3))
 
 
-def load_initial(tiny_folder, tmp_path):
-    folder = tmp_path / "initial"
-    config = str(write_config(folder, tiny_folder))
-    frozen = ["--model.generator_optimizer.learning_rate=0", "--model.fake_optimizer.learning_rate=0"]
-    run("--config", config, "--trainer.max_steps=1", *frozen, timeout=200)
-    return load_checkpoint(folder)["state_dict"]
-
-
-def test_an_unsharded_checkpoint_is_refused_under_fsdp2(single, tiny_folder, tmp_path):
+def test_an_unsharded_checkpoint_is_refused_under_fsdp2(pair, single, tiny_folder, tmp_path):
     config = str(write_config(tmp_path, tiny_folder))
     last = single / "runs/run/checkpoints/last.ckpt"
-    finished = run(
-        "--config", config, "--trainer.max_steps=3", "--trainer.devices=2", f"--ckpt_path={last}",
-        *STRATEGIES["fsdp2"], processes=2, check=False, timeout=200,
-    )  # fmt: skip
-    assert finished.returncode != 0
-    assert "cannot be resumed under ModelParallelStrategy" in finished.stderr
+    for refusal in pair.refusals("--config", config, f"--ckpt_path={last}", *STRATEGIES["fsdp2"]):
+        assert "cannot be resumed under ModelParallelStrategy" in refusal
 
 
-def test_a_batch_that_does_not_divide_is_refused_with_the_arithmetic(tiny_folder, tmp_path):
+def test_a_batch_that_does_not_divide_is_refused_with_the_arithmetic(pair, tiny_folder, tmp_path):
     config = str(write_config(tmp_path, tiny_folder, batch_size=3))
-    finished = run("--config", config, "--trainer.devices=2", *STRATEGIES["ddp"], processes=2, check=False, timeout=200)
-    assert finished.returncode != 0
-    assert "3 / 2 = 1.50 samples per process" in finished.stderr
+    for refusal in pair.refusals("--config", config, *STRATEGIES["ddp"]):
+        assert "3 / 2 = 1.50 samples per process" in refusal

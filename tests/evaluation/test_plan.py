@@ -41,6 +41,13 @@ def test_other_settings_have_another(settings, change):
     assert settings_digest(settings) != before
 
 
+def test_where_embeddings_are_kept_is_no_matter(settings, tmp_path):
+    """A cache grows while images are drawn."""
+    before = settings_digest(settings)
+    settings["backbone"]["init_args"].update(embedding_cache=str(tmp_path / "base"), text_encoders=False)
+    assert settings_digest(settings) == before
+
+
 @pytest.mark.parametrize(("name", "at"), [("adapter.pt", 500), ("base/transformer/weights.bin", 299_999)])
 def test_other_weights_under_the_same_name_have_another(settings, tmp_path, name, at):
     """Retrained: the size is the same, the bytes are not."""

@@ -128,3 +128,14 @@ def test_initial_adapters_depend_on_seed_and_name_only(tiny_folder):
 def test_targets_that_match_nothing_are_refused(tiny_folder):
     with pytest.raises(UserError, match="matches the LoRA targets"):
         lora.add_adapter(tiny_backbone(tiny_folder).load(), "x", lora.LoraSettings(), ["nowhere"])
+
+
+def test_targets_of_ones_own_take_the_family_s_place(tiny_folder):
+    transformer = tiny_backbone(tiny_folder).load()
+    own = lora.LoraSettings(rank=2, alpha=4, targets=["ff.net.2"])
+    lora.add_adapter(transformer, "x", own, ["attn.to_q"])
+    adapted = {path.split(".x.")[0].rpartition(".lora_")[0] for path in lora.adapter_parameters(transformer, "x")}
+    assert adapted == {f"transformer_blocks.{block}.ff.net.2" for block in range(len(transformer.transformer_blocks))}
+    misspelled = lora.LoraSettings(targets=["ff.net.2", "ff.nett.0"])
+    with pytest.raises(UserError, match=r"matches the LoRA targets ff\.nett\.0$"):
+        lora.add_adapter(tiny_backbone(tiny_folder).load(), "x", misspelled, ["attn.to_q"])

@@ -1,57 +1,164 @@
-"""Stage 1 on the FLUX families' tiny pipelines: in one process, and the same update on two."""
+"""Both stages on the FLUX families' tiny pipelines: two steps in one process, and the same two steps on two processes."""
+
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from peft.tuners.lora import LoraLayer
 
 from rtdmd_lightning import fit
-from tests.tiny import STRATEGIES, load_checkpoint, run, write_config
-from tests.tiny_backbones import OPTIONS
+from rtdmd_lightning.data.stream import PromptBatch
+from rtdmd_lightning.models.lora import adapter_parameters, adapter_state_dict
+from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE, GENERATOR_FILE
+from rtdmd_lightning.modules.core import EMA, FAKE_SCORE, GENERATOR, DistillationModule
+from rtdmd_lightning.modules.rtdmd import COLD_START, COLD_START_FAKE
+from rtdmd_lightning.objectives import clean_from_velocity
+from tests.tiny import STRATEGIES, load_checkpoint, write_config
+from tests.tiny_backbones import family_config, module_of, tiny_backbones
+from tests.tiny_rtdmd import save_cold_start_of, write_rtdmd_config
 
-BACKBONES = {"flux": "FluxBackbone", "flux_free": "FluxBackbone", "flux2": "Flux2Backbone"}
-ROLES = (".generator.", ".fake_score.", ".generator_ema.")
+FAMILIES = ("flux", "flux_free", "flux2_two_bases")
+COLD_STARTS = [("cold_start", name) for name in FAMILIES]
+RTDMDS = [("rtdmd", name) for name in FAMILIES]
 
 
-def config_of(folders, name, folder):
-    """`tests.tiny.write_config`'s run with another backbone, and no pictures; FLUX.2 trains on two bases."""
-    path = write_config(folder, folders[name], batch_size=2, ema_decay=0.5)
+@dataclass(frozen=True)
+class Run:
+    """A stage's two steps in one process; `ran` holds which stack of adapters ran on which transformer (its id)."""
+
+    stage: str
+    name: str
+    module: DistillationModule
+    logged: dict
+    folder: Path
+    ran: set[tuple[int, tuple[str, ...]]]
+
+
+def cold_start_folder(folders, name):
+    """What a stage 1 of this family left behind."""
+    folder = folders["flux"].parent / f"cold_start_of_{name}"
+    if not folder.is_dir():
+        save_cold_start_of(module_of(tiny_backbones(folders)[name]), folder)
+    return folder
+
+
+def config_of(stage, folders, name, folder):
+    """The shared tiny configs with another backbone, and no pictures."""
+    options = {"backbone": family_config(folders, name), "checkpoint_every": 2, "ema_decay": 0.5, "ema_every": 1}
+    if stage == "rtdmd":
+        cold_start = cold_start_folder(folders, name)
+        options |= {"micro_batches": 2, "policy": {"kl_weight": 0.1}}
+        return str(write_rtdmd_config(folder, folders["flux"], cold_start, **options))
+    path = write_config(folder, folders["flux"], batch_size=2, **options)
     config = yaml.safe_load(path.read_text())
-    options = {"pretrained": str(folders[name])} | OPTIONS
-    if name == "flux2":
-        options["generator_pretrained"] = str(folders["flux2_distilled"])
-    backbone = {"class_path": f"rtdmd_lightning.models.{BACKBONES[name]}", "init_args": options}
-    config["model"]["init_args"]["backbone"] = backbone
     callbacks = config["trainer"]["callbacks"]
     config["trainer"]["callbacks"] = [one for one in callbacks if "RewardEval" not in one["class_path"]]
     path.write_text(yaml.safe_dump(config))
     return str(path)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-def test_two_steps_move_every_role_and_write_the_result(name, folders, tmp_path):
-    cli = fit.main(["--config", config_of(folders, name, tmp_path)])
+@pytest.fixture(scope="module")
+def single(request, folders, tmp_path_factory):
+    stage, name = request.param
+    folder, ran = tmp_path_factory.mktemp(f"{stage}_{name}"), set()
+    family = type(tiny_backbones(folders)[name])
+    velocity = family.velocity
+
+    def recording(self, transformer, *inputs):
+        layer = next(module for module in transformer.modules() if isinstance(module, LoraLayer))
+        ran.add((id(transformer), tuple(layer.active_adapters)))
+        return velocity(self, transformer, *inputs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(family, "velocity", recording)
+        cli = fit.main(["--config", config_of(stage, folders, name, folder)])
     assert cli.trainer.global_step == 2
-    result = tmp_path / "runs" / "run" / "cold_start"
-    exported = torch.load(result / "generator_ema.pt", weights_only=True)
+    return Run(stage, name, cli.model, dict(cli.trainer.callback_metrics), folder, ran)
+
+
+def bases(run):
+    """The teacher's transformer and the generator's: only FLUX.2's are two."""
+    theirs, own = run.module.transformer, run.module.generator_base
+    assert (own is None) == (run.name != "flux2_two_bases")
+    return theirs, theirs if own is None else own
+
+
+@pytest.mark.parametrize("single", COLD_STARTS + RTDMDS, indirect=True, ids="-".join)
+def test_two_steps_move_every_role_and_write_the_result(single):
+    assert single.logged and all(torch.isfinite(value) for value in single.logged.values()), single.logged
+    result = single.folder / "runs" / "run" / single.stage
+    exported = torch.load(result / GENERATOR_FILE, weights_only=True)
     assert (result / "pytorch_lora_weights.safetensors").is_file()
     assert all(tensor.abs().sum() > 0 for path, tensor in exported.items() if "lora_B" in path)
-    saved = load_checkpoint(tmp_path)["state_dict"]
-    for role in ROLES:
-        assert any(role in key and "lora_B" in key and value.abs().max() > 1e-4 for key, value in saved.items()), role
+    for role in (GENERATOR, FAKE_SCORE, EMA):  # B starts at zero
+        moved = [value for path, value in adapter_parameters(single.module, role).items() if "lora_B" in path]
+        assert moved and max(value.abs().max() for value in moved) > 1e-4, role
 
 
-@pytest.mark.parametrize("name", ["flux", "flux2"])
-def test_two_processes_make_the_single_process_update(name, folders, tmp_path):
-    fit.main(["--config", config_of(folders, name, tmp_path / "one"), "--trainer.max_steps=1"])
-    expected = load_checkpoint(tmp_path / "one")["state_dict"]
-    for strategy, arguments in STRATEGIES.items():
-        config = config_of(folders, name, tmp_path / strategy)
-        options = ["--trainer.max_steps=1", "--trainer.devices=2", *arguments]
-        run("--config", config, *options, processes=2, timeout=200)
-        state = load_checkpoint(tmp_path / strategy)["state_dict"]
-        assert state.keys() == expected.keys()
-        for key, value in expected.items():
-            torch.testing.assert_close(state[key], value, rtol=0, atol=1e-5, msg=f"{strategy} {key}")
-    for role in ROLES:
-        moved = max(value.abs().max() for key, value in expected.items() if role in key and "lora_B" in key)
-        assert moved > 3e-5, role  # B starts at zero: what moved is far beyond the tolerance above
+@pytest.mark.parametrize("single", COLD_STARTS, indirect=True, ids="-".join)
+def test_stage_1_runs_each_role_on_its_own_base(single):
+    theirs, own = bases(single)
+    assert single.ran == {(id(theirs), ()), (id(theirs), (FAKE_SCORE,)), (id(own), (GENERATOR,))}
+
+
+@pytest.mark.parametrize("single", RTDMDS, indirect=True, ids="-".join)
+def test_stage_2_runs_each_stack_on_its_own_base(single):
+    """Rollouts and updates of the generator, the cold start that its KL pulls to, the fake score, the teacher."""
+    theirs, own = bases(single)
+    assert single.ran == {
+        (id(own), (COLD_START, GENERATOR)),
+        (id(own), (COLD_START,)),
+        (id(theirs), (COLD_START_FAKE, FAKE_SCORE)),
+        (id(theirs), ()),
+    }
+    assert single.logged["policy/ratio_deviation"] < 1e-6  # rollout and update agree on what the generator is
+
+
+@pytest.mark.parametrize("single", RTDMDS, indirect=True, ids="-".join)
+def test_the_cold_start_lies_unchanged_in_the_bases_of_its_roles(single, folders):
+    theirs, own = bases(single)
+    folder = cold_start_folder(folders, single.name)
+    for adapter, file, base, other in (
+        (COLD_START, GENERATOR_FILE, own, theirs),
+        (COLD_START_FAKE, FAKE_SCORE_FILE, theirs, own),
+    ):
+        kept, expected = adapter_state_dict(base, adapter), torch.load(folder / file, weights_only=True)
+        assert kept.keys() == expected.keys() and all(torch.equal(kept[key], expected[key]) for key in expected)
+        assert other is base or not adapter_parameters(other, adapter)
+
+
+@pytest.mark.parametrize("single", RTDMDS, indirect=True, ids="-".join)
+def test_the_rewards_gradient_through_decoder_and_generator_is_its_slope(single):
+    """Along the gradient the reward rises by the gradient's norm, by central differences."""
+    module, device = single.module, torch.device("cpu")
+    batch = PromptBatch(["a red circle", "two blue crosses"], [{}, {}], [0, 1])
+    conditioning, sigma = module.embed(batch.prompts, device), module.sigmas[-2]
+    state = torch.randn(2, *module.backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
+
+    def reward():
+        sample = clean_from_velocity(state, module.velocity(GENERATOR, state, sigma, conditioning), sigma=sigma)
+        return module.differentiable_reward(sample, batch).mean()
+
+    parameters = module.parameters_of(GENERATOR)
+    gradient = torch.autograd.grad(reward(), parameters)
+    norm = float(torch.nn.utils.get_total_norm(gradient))
+    rewards, length = [], 1e-3
+    with torch.no_grad():
+        for sign in (1, -2):
+            torch._foreach_add_(parameters, gradient, alpha=sign * length / norm)
+            rewards.append(float(reward()))
+        torch._foreach_add_(parameters, gradient, alpha=length / norm)
+    assert norm > 1e-4
+    assert (rewards[0] - rewards[1]) / (2 * length) == pytest.approx(norm, rel=0.02)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("single", COLD_STARTS + RTDMDS, indirect=True, ids="-".join)
+def test_two_processes_make_the_single_process_updates(pair, single, strategy, folders, tmp_path):
+    pair.fit("--config", config_of(single.stage, folders, single.name, tmp_path), *STRATEGIES[strategy])
+    state, expected = (load_checkpoint(folder)["state_dict"] for folder in (tmp_path, single.folder))
+    assert state.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(state[key], value, rtol=0, atol=1e-5, msg=key)

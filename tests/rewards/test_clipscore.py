@@ -7,7 +7,6 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from rtdmd_lightning.errors import UserError
-from rtdmd_lightning.rewards import clip_models
 from rtdmd_lightning.rewards.clipscore import ClipScoreReward
 from tests.rewards.scorers import assert_gradient_is_right, pictures
 from tests.rewards.tiny_clip import PROMPTS, package_logits, save_tiny_clip
@@ -61,7 +60,7 @@ def test_a_prompt_is_encoded_once_and_not_for_ever(folder, monkeypatch):
         score = reward.score(images, [PROMPTS[0], PROMPTS[1], PROMPTS[0]], NO_METADATA)
         torch.testing.assert_close(score, expected, rtol=0, atol=1e-3)
     assert encoded == [2]
-    monkeypatch.setattr(clip_models, "REMEMBERED_PROMPTS", 1)
+    monkeypatch.setattr(reward._clip._remembered, "capacity", 1)
     reward.score(images, PROMPTS, NO_METADATA)
     reward.score(images, [PROMPTS[2]] * 3, NO_METADATA)
     assert encoded == [2, 1]
