@@ -11,7 +11,7 @@ export MALLOC_MMAP_MAX_ := 0
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format typecheck unit teacher tiny-clip cold-start rtdmd compare-cold-start bench eval \
+.PHONY: help install demo test lint format typecheck unit teacher tiny-clip cold-start rtdmd compare-cold-start ablations bench eval \
 	prompts doctor plan tensorboard clean
 
 help: ## Show this list
@@ -56,6 +56,9 @@ rtdmd: install ## The full stage 2 on the embedded world, from checkpoints/tiny-
 
 compare-cold-start: install ## AC-DMD against DMD2 and its other variants (resumable; hours): table and curves in notebooks/results
 	$(PY) -m rtdmd_lightning.compare --study configs/compare/cold_start.yaml
+
+ablations: install ## RTDMD against itself with one part taken out (resumable; about two hours): the same of stage 2
+	$(PY) -m rtdmd_lightning.compare --study configs/compare/ablations.yaml
 
 bench: install ## Seconds per update and peak memory of the cold start
 	$(PY) -m rtdmd_lightning.benchmarks

@@ -1,0 +1,61 @@
+"""Networks of few blocks: a run is traced with one block of each kind, and for each kind once more with two of it.
+
+Every further block of a kind adds what its second one did, so the bytes of all of them follow: those of weights exactly, those of
+activations as far as the highest moment is the same one.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from torch import nn
+from torch.utils._pytree import tree_map
+
+Kind = tuple[tuple[str, tuple[int, ...]], ...]
+"""What blocks have in common: the names and shapes of their parameters."""
+
+Bytes = TypeVar("Bytes")
+
+
+def kinds(network: nn.Module, classes: tuple[type[nn.Module], ...]) -> Counter[Kind]:
+    """How many blocks there are of each kind."""
+    return Counter(_kind(block) for blocks in _stacks(network, classes) for block in blocks)
+
+
+def few(counts: Counter[Kind]) -> list[Counter[Kind]]:
+    """One block of each kind; then, for each kind that has more, the same with two of it."""
+    least = Counter(dict.fromkeys(counts, 1))
+    return [least, *(least + Counter([kind]) for kind, count in counts.items() if count > 1)]
+
+
+def thin(network: nn.Module, classes: tuple[type[nn.Module], ...], counts: Counter[Kind]) -> None:
+    """Leave the first blocks of each kind, in their order, as many as `counts` says."""
+    room = counts.copy()
+    for blocks in _stacks(network, classes):
+        kept = []
+        for block in blocks:
+            room[_kind(block)] -= 1
+            if room[_kind(block)] >= 0:
+                kept.append(block)
+        del blocks[:]
+        blocks.extend(kept)
+
+
+def told_for_all(traces: Sequence[Bytes], counts: Counter[Kind]) -> Bytes:
+    """From what was found with `few` blocks, one thing after the other, the same for all; trees of numbers alike in shape."""
+    further = [count - 1 for count in counts.values() if count > 1]
+
+    def number(least: int, *with_one_more: int) -> int:
+        return least + sum(times * (more - least) for times, more in zip(further, with_one_more, strict=True))
+
+    return tree_map(number, *traces)
+
+
+def _stacks(network: nn.Module, classes: tuple[type[nn.Module], ...]) -> Iterator[nn.ModuleList]:
+    for child in network.children():
+        if isinstance(child, nn.ModuleList) and isinstance(child[0], classes):
+            yield child
+
+
+def _kind(block: nn.Module) -> Kind:
+    return tuple((name, tuple(parameter.shape)) for name, parameter in block.named_parameters())

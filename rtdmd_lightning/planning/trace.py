@@ -1,0 +1,153 @@
+"""One rollout, one fake-score step and one generator step of a run, executed on fake tensors and weighed.
+
+The module, its losses and its precision are the run's own; only the networks are weightless, and of few blocks (see `blocks`).
+Fake tensors are those of a CPU, which has a fused attention like the GPU's.
+"""
+
+import copy
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import torch
+from lightning import Trainer
+from torch import nn
+
+from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.models import lora
+from rtdmd_lightning.models.pipeline import PipelineBackbone
+from rtdmd_lightning.modules import ACDMDModule, RTDMDModule
+from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE, FROM_BASE, GENERATOR_FILE
+from rtdmd_lightning.modules.core import FAKE_SCORE, GENERATOR, DistillationModule
+from rtdmd_lightning.planning.blocks import Kind, few, told_for_all
+from rtdmd_lightning.planning.estimate import Base, Trace
+from rtdmd_lightning.planning.parts import parameter_bytes
+from rtdmd_lightning.planning.phases import ROLLOUT, cold_start_phases, reinforcement_phases
+from rtdmd_lightning.planning.rewards import StandIn, stand_ins, tower_kinds
+from rtdmd_lightning.planning.tracking import AllocationTracker, faked, normalised_in_float32
+from rtdmd_lightning.planning.weightless import Weightless, weightless
+
+Planned = ACDMDModule | RTDMDModule
+
+
+def trace(module: DistillationModule, trainer: Trainer) -> Trace:
+    """Of a module as a command line describes it, not configured yet.
+
+    Raises UserError for a module, backbone or reward of which too little is known.
+    """
+    if not isinstance(module, Planned) or not isinstance(module.backbone, PipelineBackbone):
+        raise UserError(
+            f"{type(module).__name__} with {type(module.backbone).__name__} cannot be planned: the phases of ACDMDModule and "
+            "RTDMDModule are known, with backbones that are a PipelineBackbone"
+        )
+    backbone = weightless(module.backbone)
+    blocks = backbone.blocks + (tower_kinds(module.rewards) if isinstance(module, RTDMDModule) else Counter())
+    return told_for_all([trace_blocks(module, trainer, backbone, fewer) for fewer in few(blocks)], blocks)
+
+
+def trace_blocks(module: Planned, trainer: Trainer, backbone: Weightless, blocks: Counter[Kind]) -> Trace:
+    """As `trace`, but as if transformer and rewards had these blocks only."""
+    module, backbone = copy.deepcopy(module), backbone.with_blocks(blocks)
+    module.backbone, module.initial_adapter = backbone, None
+    with tempfile.TemporaryDirectory() as folder:
+        if isinstance(module, RTDMDModule):
+            _place_cold_start(module, backbone, Path(folder))
+        with faked():
+            if isinstance(module, RTDMDModule):
+                module.rewards = stand_ins(module.rewards, blocks)
+            with modules_stay():
+                module.configure_model()
+            return _assemble(module, backbone, *_weigh(module, trainer))
+
+
+@contextmanager
+def modules_stay() -> Iterator[None]:
+    """`nn.Module.to` does nothing: torch cannot apply it to fake parameters, and here nothing needs to be moved."""
+    with mock.patch.object(nn.Module, "to", lambda module, *args, **kwargs: module):
+        yield
+
+
+def _place_cold_start(module: RTDMDModule, backbone: Weightless, folder: Path) -> None:
+    """A cold start of the new adapters' rank, in the run's own format, of meta tensors: the user's may not exist yet."""
+    bare = backbone.bare_transformer()
+    with torch.device("meta"):
+        lora.add_adapter(bare, GENERATOR, module.lora, backbone.lora_targets)
+    state = {
+        path.replace(f".{GENERATOR}.", ".default."): torch.empty(parameter.shape, device="meta")
+        for path, parameter in lora.adapter_parameters(bare, GENERATOR).items()
+    }
+    for name in (GENERATOR_FILE, FAKE_SCORE_FILE):
+        torch.save(state, folder / name)
+    module.cold_start = str(folder)
+    module.cold_start_fake = FROM_BASE if module.cold_start_fake == FROM_BASE else None
+
+
+def _weigh(module: Planned, trainer: Trainer) -> tuple[dict[str, int], dict[str, int]]:
+    """By phase the peak beyond what was there before the first: with gradient checkpointing, and without."""
+    local = module.batch_size // trainer.world_size
+    tracker = AllocationTracker()
+    tracker.hold(tensor for network in _networks(module) for tensor in (*network.parameters(), *network.buffers()))
+    start = tracker.current
+    with tracker, normalised_in_float32():
+        phases = (
+            cold_start_phases(module, local) if isinstance(module, ACDMDModule) else reinforcement_phases(module, local)
+        )
+
+        def peak(name: str) -> int:
+            tracker.restart()
+            with trainer.precision_plugin.train_step_context():
+                phases[name]()
+            return tracker.peak - start
+
+        def peaks_of_steps() -> dict[str, int]:
+            return {name: peak(name) for name in phases if name != ROLLOUT}
+
+        rollout = {ROLLOUT: peak(ROLLOUT)}  # without gradient, so the same either way
+        for base in module.bases:
+            base.enable_gradient_checkpointing()  # type: ignore[operator]
+        checkpointed = peaks_of_steps()
+        for base in module.bases:
+            base.disable_gradient_checkpointing()  # type: ignore[operator]
+        return rollout | checkpointed, rollout | peaks_of_steps()
+
+
+def _networks(module: Planned) -> list[nn.Module]:
+    rewards = module.rewards.rewards.values() if isinstance(module, RTDMDModule) else ()
+    assert isinstance(module.backbone, PipelineBackbone)
+    return [
+        *module.bases,
+        module.backbone.loaded.vae,
+        *(network for reward in rewards for network in reward.networks()),
+    ]
+
+
+def _assemble(module: Planned, backbone: Weightless, checkpointed: dict, full: dict) -> Trace:
+    trained = [parameter for role in (GENERATOR, FAKE_SCORE) for parameter in module.parameters_of(role)]
+    adapters = [parameter for base in module.bases for path, parameter in base.named_parameters() if ".lora_" in path]
+    rewards = module.rewards.rewards.values() if isinstance(module, RTDMDModule) else ()
+    return Trace(
+        bases=tuple(_base(base, module.backbone.block_classes) for base in module.bases),
+        trained=_bytes(trained),
+        frozen=_bytes(adapters) - _bytes(trained),
+        gradients=_bytes(module.parameters_of(GENERATOR)),
+        vae=parameter_bytes(backbone.loaded.vae),
+        text_encoders=backbone.text_encoder_bytes(),
+        rewards=sum(reward.bytes() for reward in rewards if isinstance(reward, StandIn)),
+        checkpointed=checkpointed,
+        full=full,
+    )
+
+
+def _base(transformer: nn.Module, blocks: tuple[type[nn.Module], ...]) -> Base:
+    def frozen(module: nn.Module) -> int:
+        return _bytes([parameter for path, parameter in module.named_parameters() if ".lora_" not in path])
+
+    sizes = [frozen(module) for module in transformer.modules() if isinstance(module, blocks)]
+    return Base(frozen(transformer), max(sizes), frozen(transformer) - sum(sizes))
+
+
+def _bytes(parameters: list[nn.Parameter]) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)

@@ -1,0 +1,102 @@
+"""What is planned against what is measured: the shipped configs of the embedded world, through the real trainer, in one process.
+
+Measured are, from the second step on, the tensors that are alive when it begins (Python's garbage collector knows them all) and
+every allocation and release that torch's CPU allocator reports to the profiler while it runs. Neither is seen by the plan.
+"""
+
+import gc
+from itertools import accumulate
+
+import pytest
+import torch
+from lightning import Callback
+from torch.profiler import ProfilerActivity, profile
+
+from rtdmd_lightning import fit, plan
+from rtdmd_lightning.modules.core import FAKE_SCORE, GENERATOR, DistillationModule
+from rtdmd_lightning.planning import tables
+from rtdmd_lightning.planning.estimate import MOMENTS
+from tests.tiny import REPOSITORY
+
+TOLERANCE = 0.15
+QUIET = [
+    "--trainer.max_steps=2",
+    "--trainer.callbacks=[]",
+    "--trainer.logger=false",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_checkpointing=false",
+]
+
+
+def alive() -> int:
+    """Bytes of all tensors' storages, each once."""
+    gc.collect()
+    tensors = [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+class PeakOfSecondStep(Callback):
+    """The most bytes at any moment of the second step, optimizer states included, less those that were there before."""
+
+    def __init__(self) -> None:
+        self.before = alive()
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if batch_idx == 1:
+            self.begun = alive() - self.before
+            self.profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+            self.profiler.start()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if batch_idx == 1:
+            self.profiler.stop()
+            events = [event for event in self.profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+            changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+            self.bytes = self.begun + max(accumulate(changes))
+
+
+def measure(arguments: list[str]) -> tuple[int, DistillationModule]:
+    """The peak, and the module of the finished run."""
+    meter = PeakOfSecondStep()
+    run = fit.parse([*arguments, *QUIET])
+    run.trainer.callbacks.append(meter)
+    run.trainer.fit(run.model, run.datamodule)
+    return meter.bytes, run.model
+
+
+def weight(parameters) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--config=configs/cold_start/tiny_sd3.yaml"],
+        ["--config=configs/rtdmd/tiny_sd3.yaml", "--model.micro_batches=1"],
+    ],
+    ids=["cold_start", "rtdmd"],
+)
+def test_parts_are_the_real_ones_and_the_peak_is_within_15_percent(arguments, monkeypatch):
+    """The plan sees one and two of the four equal blocks, the run all of them."""
+    monkeypatch.chdir(REPOSITORY)
+    measured, module = measure(arguments)
+    columns, processes = plan.plan(arguments)
+    estimate = columns[tables.UNCHECKPOINTED]
+
+    trained = weight([*module.parameters_of(GENERATOR), *module.parameters_of(FAKE_SCORE)])
+    adapters = weight(parameter for path, parameter in module.transformer.named_parameters() if ".lora_" in path)
+    of_a_role = weight(module.parameters_of(GENERATOR))
+    pipeline = module.backbone.loaded
+    assert processes == 1
+    assert estimate.base == weight(module.transformer.parameters()) - adapters
+    assert (estimate.gradients, estimate.optimizer) == (of_a_role, MOMENTS * trained)
+    # A cold start is planned as if it had the shape of the new adapters, whatever the shape of the one that there is.
+    assert estimate.adapters == (3 + len(module.frozen_adapters())) * of_a_role
+    assert estimate.vae == weight(pipeline.vae.parameters())
+    assert estimate.text_encoders == weight(
+        [*pipeline.text_encoder.parameters(), *pipeline.text_encoder_2.parameters()]
+    )
+    assert 0 < columns[tables.DDP].activations < estimate.activations
+    print(f"predicted {estimate.total / 2**20:.1f} MiB, measured {measured / 2**20:.1f} MiB")
+    assert abs(estimate.total / measured - 1) < TOLERANCE
