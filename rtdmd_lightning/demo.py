@@ -65,7 +65,7 @@ def demo(
     picture = log_dir / "demo.png"
     save_side_by_side(images, picture, count=12)
     console = Console()
-    console.width = max(console.width, 120)  # a log file has no width; the table wants this much
+    console.width = max(console.width, 130)  # a log file has no width; the table wants this much
     console.print(table)
     console.print(f"side by side, a column each in the table's order: {picture}")
     console.print(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import ModelParallelStrategy
 
@@ -84,14 +85,17 @@ def main(arguments: list[str], *, resume: bool = False) -> FitCLI:
 
     With `resume`, a run whose log folder holds a `last.ckpt` goes on from it; one without starts afresh.
     """
-    cli = parse(arguments)
-    ckpt_path = cli.config["ckpt_path"]
-    if resume and ckpt_path is None:
-        last = log_folder(cli.trainer) / "checkpoints" / "last.ckpt"
-        ckpt_path = str(last) if last.is_file() else None
-    if ckpt_path is not None:
-        check_resumable(Path(ckpt_path), cli.trainer)
-    cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=ckpt_path)
+    try:
+        cli = parse(arguments)
+        ckpt_path = cli.config["ckpt_path"]
+        if resume and ckpt_path is None:
+            last = log_folder(cli.trainer) / "checkpoints" / "last.ckpt"
+            ckpt_path = str(last) if last.is_file() else None
+        if ckpt_path is not None:
+            check_resumable(Path(ckpt_path), cli.trainer)
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=ckpt_path)
+    except MisconfigurationException as error:  # trainer options that contradict one another
+        raise UserError(str(error)) from error
     return cli
 
 

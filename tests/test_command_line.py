@@ -8,7 +8,7 @@ import yaml
 from rtdmd_lightning import fit
 from rtdmd_lightning.configuration import compose
 from rtdmd_lightning.data import RolloutDataModule
-from rtdmd_lightning.errors import readable_errors
+from rtdmd_lightning.errors import UserError, readable_errors
 from rtdmd_lightning.modules.core import DistillationModule
 from tests.tiny import REPOSITORY, run, write_config
 
@@ -93,6 +93,13 @@ def test_every_shipped_config_parses_and_builds(path: Path, monkeypatch):
     assert isinstance(cli.model, DistillationModule) and isinstance(cli.datamodule, RolloutDataModule)
     assert cli.datamodule.batch_size == cli.model.batch_size
     assert cli.datamodule.groups == cli.model.groups_per_step
+
+
+def test_trainer_options_that_contradict_one_another_are_told_in_a_sentence(tiny_folder, tmp_path):
+    config = str(write_config(tmp_path, tiny_folder))
+    bar = '[{"class_path": "lightning.pytorch.callbacks.RichProgressBar"}]'
+    with pytest.raises(UserError, match="enable_progress_bar"):
+        fit.main(["--config", config, "--trainer.enable_progress_bar=false", f"--trainer.callbacks={bar}"])
 
 
 def test_overrides_on_the_command_line_come_last(tiny_folder, tmp_path):

@@ -72,8 +72,8 @@ def weight(parameters) -> int:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--config=configs/cold_start/tiny_sd3.yaml"],
-        ["--config=configs/rtdmd/tiny_sd3.yaml", "--model.micro_batches=1"],
+        ["--config=configs/cold_start/tiny_sd3.yaml", "--model.batch_size=8"],
+        ["--config=configs/rtdmd/tiny_sd3.yaml", "--model.micro_batches=1", "--model.batch_size=12"],
     ],
     ids=["cold_start", "rtdmd"],
 )
