@@ -63,7 +63,7 @@ ablations: install ## RTDMD against itself with one part taken out (resumable; a
 bench: install ## Seconds per update and peak memory of the cold start
 	$(PY) -m rtdmd_lightning.benchmarks
 
-eval: install ## Teacher and students on held-out prompts: table, report.html (wants stage 2's result in checkpoints/tiny-sd3-rtdmd)
+eval: install ## Teacher and students on held-out prompts: table, report.html
 	$(PY) -m rtdmd_lightning.evaluate --config configs/evaluate/tiny_sd3.yaml
 
 tiny-clip: install ## Train the embedded world's CLIP again into checkpoints/tiny-clip
