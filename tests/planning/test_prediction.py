@@ -73,7 +73,7 @@ def weight(parameters) -> int:
     "arguments",
     [
         ["--config=configs/cold_start/tiny_sd3.yaml", "--model.batch_size=8"],
-        ["--config=configs/rtdmd/tiny_sd3.yaml", "--model.micro_batches=1", "--model.batch_size=12"],
+        ["--config=configs/rtdmd/tiny_sd3.yaml", "--model.micro_batches=1", "--model.batch_size=16"],
     ],
     ids=["cold_start", "rtdmd"],
 )
