@@ -8,13 +8,12 @@ import time
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from rtdmd_lightning import fit
-from rtdmd_lightning.command_line import run_command
+from rtdmd_lightning.command_line import run_command, wide_console
 from rtdmd_lightning.data.prompts import load_prompts
 from rtdmd_lightning.errors import readable_errors
 from rtdmd_lightning.models.pipeline import PipelineBackbone
@@ -64,8 +63,7 @@ def demo(
     log_dir = fit.log_folder(rtdmd.trainer)
     picture = log_dir / "demo.png"
     save_side_by_side(images, picture, count=12)
-    console = Console()
-    console.width = max(console.width, 130)  # a log file has no width; the table wants this much
+    console = wide_console(130)
     console.print(table)
     console.print(f"side by side, a column each in the table's order: {picture}")
     console.print(

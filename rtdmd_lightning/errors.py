@@ -19,6 +19,11 @@ class UserError(ValueError):
     """Input that cannot be used; the message names the key, file or value and says what to do."""
 
 
+def first_line(error: BaseException) -> str:
+    """What it says, without the page of advice that the hub's errors add."""
+    return str(error).strip().partition("\n")[0]
+
+
 @contextlib.contextmanager
 def readable_errors() -> Iterator[None]:
     """Print a `UserError`, or what the command-line parser refused, as one sentence on stderr and exit with status 2.

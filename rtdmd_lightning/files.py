@@ -12,10 +12,9 @@ SAMPLED_BYTES = 65_536
 
 
 def write_text(text: str, path: Path) -> None:
-    """Under another name first: a reader never meets half of it, and a killed run leaves the previous one."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    """A reader never meets half of it, and a killed run leaves the previous one."""
+    with appearing_at(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 @contextmanager

@@ -13,10 +13,10 @@ import warnings
 from itertools import pairwise
 from pathlib import Path
 
-from rich.console import Console
-
 from rtdmd_lightning import fit
-from rtdmd_lightning.errors import UserError, readable_errors
+from rtdmd_lightning.command_line import wide_console
+from rtdmd_lightning.data.stream import samples_per_process
+from rtdmd_lightning.errors import readable_errors
 from rtdmd_lightning.planning import tables
 from rtdmd_lightning.planning.estimate import four_copies, one_base, sharded
 from rtdmd_lightning.planning.trace import trace
@@ -35,10 +35,7 @@ def plan(arguments: list[str]) -> tuple[tables.Columns, int]:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     run = fit.parse([*arguments, *ANYWHERE])
     processes = run.trainer.world_size
-    if run.model.batch_size % processes or run.model.batch_size < processes:
-        raise UserError(
-            f"model.batch_size {run.model.batch_size} does not divide by the number of processes {processes}"
-        )
+    samples_per_process(run.model.batch_size, processes)  # told before the trace, which takes a minute
     traced = trace(run.model, run.trainer)
     return {
         tables.DDP: one_base(traced, processes, checkpointing=True),
@@ -56,9 +53,7 @@ def main(arguments: list[str]) -> None:
     if len(options) < len(arguments):
         print(tables.markdown(title, columns, processes))
     else:
-        console = Console()
-        console.width = max(console.width, 120)  # a log file has no width; the table wants this much
-        console.print(tables.terminal(title, columns, processes))
+        wide_console().print(tables.terminal(title, columns, processes))
 
 
 def _title(options: list[str]) -> str:

@@ -18,7 +18,7 @@ from huggingface_hub import hf_hub_download, hf_hub_url
 from huggingface_hub.constants import is_offline_mode
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.errors import UserError, first_line
 from rtdmd_lightning.files import appearing_at, write_text
 
 CHECKSUMS = "checksums.json"
@@ -94,10 +94,9 @@ def obtain(file: PublishedFile, name: str, folder: Path) -> Path:
     try:
         content = file.download()
     except (OSError, http.client.HTTPException) as error:
-        reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"{name}: {file.url} cannot be downloaded ({reason}); fetch it on a machine that can, put it at {kept} and run "
-            "this again"
+            f"{name}: {file.url} cannot be downloaded ({first_line(error)}); fetch it on a machine that can, put it at "
+            f"{kept} and run this again"
         ) from error
     _check(content, file, kept, folder / CHECKSUMS)
     kept.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
 from rtdmd_lightning.data.prompt_files import SUFFIXES, prompt_file_in, read_prompt_file, usual_names
-from rtdmd_lightning.errors import UserError, readable_errors
+from rtdmd_lightning.errors import UserError, first_line, readable_errors
 from rtdmd_lightning.shapes.dataset import EVEN_WEIGHTS, TAG_WEIGHTS, sample_metadata
 from rtdmd_lightning.shapes.prompts import held_out_prompts
 
@@ -49,10 +49,9 @@ def _fetched(source: str, address: str) -> Path:
     try:
         folder = Path(snapshot_download(repository, repo_type="dataset", allow_patterns=names))
     except (OSError, HFValidationError) as error:  # no network, no such repository, no permission; no such name
-        reason = str(error).strip().partition("\n")[0]
         raise UserError(
             f"the prompts {source!r} are neither within reach nor in the hub's cache; fetch them while online with `hf download "
-            f"--repo-type dataset {repository}`, or name a file or folder ({reason})"
+            f"--repo-type dataset {repository}`, or name a file or folder ({first_line(error)})"
         ) from error
     return folder / part if part.endswith(SUFFIXES) else prompt_file_in(folder, part)
 

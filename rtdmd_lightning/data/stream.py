@@ -50,6 +50,16 @@ class PromptStream(Dataset):
         return position, self.prompts[self._order(epoch)[offset]]
 
 
+def samples_per_process(batch_size: int, world_size: int) -> int:
+    """Raises UserError for a batch that does not divide, or leaves a process without a sample."""
+    if batch_size % world_size or batch_size < world_size:
+        raise UserError(
+            f"model.batch_size {batch_size} does not divide by the number of processes {world_size}: "
+            f"{batch_size} / {world_size} = {batch_size / world_size:.2f} samples per process"
+        )
+    return batch_size // world_size
+
+
 class StepSampler(Sampler[list[int]]):
     """This process's stream positions of every optimizer step, from step `first_step` on, without end.
 
@@ -57,12 +67,7 @@ class StepSampler(Sampler[list[int]]):
     """
 
     def __init__(self, *, batch_size: int, groups: int, first_step: int, rank: int, world_size: int) -> None:
-        if batch_size % world_size:
-            raise UserError(
-                f"model.batch_size {batch_size} does not divide by the number of processes {world_size}: "
-                f"{batch_size} / {world_size} = {batch_size / world_size:.2f} samples per process"
-            )
-        self.local = batch_size // world_size
+        self.local = samples_per_process(batch_size, world_size)
         self.batch_size, self.groups, self.first_step, self.rank = batch_size, groups, first_step, rank
 
     def __iter__(self) -> Iterator[list[int]]:

@@ -2,22 +2,21 @@
 
 import base64
 import io
-import os
 from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
+from rtdmd_lightning.files import appearing_at
 from rtdmd_lightning.rewards.pixels import to_pil
 
 
 def write_image(image: Tensor, path: Path) -> None:
     """`[3, H, W]` in [0, 1] to a PNG of 8 bits a channel."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    to_pil(image[None])[0].save(partial, format="PNG")
-    os.replace(partial, path)
+    with appearing_at(path) as partial:
+        to_pil(image[None])[0].save(partial, format="PNG")
 
 
 def read_image(path: Path) -> Tensor:

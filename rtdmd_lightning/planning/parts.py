@@ -6,6 +6,7 @@ Configs come from the pipeline's folder, or for a published model from the commi
 
 import importlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -110,6 +111,6 @@ def materialise(part: Part, dtype: torch.dtype) -> Part:
     return part.requires_grad_(False).eval()
 
 
-def parameter_bytes(part: nn.Module, dtype: torch.dtype | None = None) -> int:
-    """Of its weights, as they are or in another dtype. Tied weights count once."""
-    return sum(p.numel() * (p.element_size() if dtype is None else dtype.itemsize) for p in part.parameters())
+def parameter_bytes(parameters: Iterable[nn.Parameter], dtype: torch.dtype | None = None) -> int:
+    """Of weights as they are, or in another dtype."""
+    return sum(p.numel() * (p.element_size() if dtype is None else dtype.itemsize) for p in parameters)

@@ -52,7 +52,7 @@ class StandIn(Reward):
         return [self.tower] if self.tower is not None else []
 
     def bytes(self) -> int:
-        return OTHERS[self.name] if self.tower is None else parameter_bytes(self.tower)
+        return OTHERS[self.name] if self.tower is None else parameter_bytes(self.tower.parameters())
 
     def score(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
         if self.tower is None:

@@ -130,10 +130,10 @@ def _assemble(module: Planned, backbone: Weightless, checkpointed: dict, full: d
     rewards = module.rewards.rewards.values() if isinstance(module, RTDMDModule) else ()
     return Trace(
         bases=tuple(_base(base, module.backbone.block_classes) for base in module.bases),
-        trained=_bytes(trained),
-        frozen=_bytes(adapters) - _bytes(trained),
-        gradients=_bytes(module.parameters_of(GENERATOR)),
-        vae=parameter_bytes(backbone.loaded.vae),
+        trained=parameter_bytes(trained),
+        frozen=parameter_bytes(adapters) - parameter_bytes(trained),
+        gradients=parameter_bytes(module.parameters_of(GENERATOR)),
+        vae=parameter_bytes(backbone.loaded.vae.parameters()),
         text_encoders=backbone.text_encoder_bytes(),
         rewards=sum(reward.bytes() for reward in rewards if isinstance(reward, StandIn)),
         checkpointed=checkpointed,
@@ -143,11 +143,7 @@ def _assemble(module: Planned, backbone: Weightless, checkpointed: dict, full: d
 
 def _base(transformer: nn.Module, blocks: tuple[type[nn.Module], ...]) -> Base:
     def frozen(module: nn.Module) -> int:
-        return _bytes([parameter for path, parameter in module.named_parameters() if ".lora_" not in path])
+        return parameter_bytes(parameter for path, parameter in module.named_parameters() if ".lora_" not in path)
 
     sizes = [frozen(module) for module in transformer.modules() if isinstance(module, blocks)]
     return Base(frozen(transformer), max(sizes), frozen(transformer) - sum(sizes))
-
-
-def _bytes(parameters: list[nn.Parameter]) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)

@@ -58,7 +58,7 @@ class Weightless(PipelineBackbone):
 
     def text_encoder_bytes(self) -> int:
         used = [name for name in self.encoders if name in self.configs.parts and name not in self.unused_encoders()]
-        return sum(parameter_bytes(self.configs.parts[name].build(), self.dtype) for name in used)
+        return sum(parameter_bytes(self.configs.parts[name].build().parameters(), self.dtype) for name in used)
 
     def bare_transformer(self) -> nn.Module:
         """On the meta device, with the blocks that are wanted."""

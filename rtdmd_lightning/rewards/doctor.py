@@ -19,12 +19,12 @@ import huggingface_hub.constants
 import torch
 import torch.nn.functional as F
 from jsonargparse import ArgumentParser
-from lightning import Fabric
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
+from rtdmd_lightning.accelerator import process_device
+from rtdmd_lightning.command_line import wide_console
 from rtdmd_lightning.errors import UserError, readable_errors
 from rtdmd_lightning.evaluation.images import read_image
 from rtdmd_lightning.rewards.base import Reward
@@ -115,11 +115,10 @@ def main(arguments: list[str]) -> None:
         prog="python -m rtdmd_lightning.rewards.doctor", description="Examine scorers.", exit_on_error=False
     )
     parser.add_argument("names", nargs="*", type=str, help=f"of {', '.join(REWARDS)}, or class paths; all by default")
-    parser.add_argument("--device", type=str, help="to score on; by default what Lightning's `accelerator: auto` takes")
+    parser.add_argument("--device", type=str, help="to score on; by default an accelerator where there is one")
     options = parser.parse_args(arguments)
     device = _device(options.device)
-    console = Console()
-    console.width = max(console.width, 120)  # a log file has no width; paths want this much
+    console = wide_console()
     diagnoses = []
     with hub_cache_only(), console.status("") as status:
         for name in options.names or REWARDS:
@@ -134,14 +133,9 @@ def main(arguments: list[str]) -> None:
 
 
 def _device(wanted: str | None) -> torch.device:
-    if wanted is None:
-        return Fabric(accelerator="auto", devices=1).device
     try:
-        return torch.empty(0, device=wanted).device
-    except (
-        RuntimeError,
-        AssertionError,
-    ) as error:  # what torch raises for no such name, no such device, not built for it
+        return torch.empty(0, device=process_device(wanted)).device
+    except (RuntimeError, AssertionError) as error:  # torch's for no such name, no such device, not built for it
         raise UserError(f"--device {wanted} cannot be used: {error}") from error
 
 

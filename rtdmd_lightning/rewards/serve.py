@@ -11,9 +11,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import ArgumentParser
 
+from rtdmd_lightning.accelerator import process_device
 from rtdmd_lightning.command_line import run_command
 from rtdmd_lightning.errors import UserError, readable_errors
 from rtdmd_lightning.rewards.base import Reward
@@ -56,7 +56,7 @@ def serve(
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(f"{served.name}: listening on {address_of(server)}, loading", flush=True)
     # Scoring has the main thread: what cannot be loaded ends the process, and so does Ctrl-C.
-    place = torch.device(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    place = process_device(device)
     with contextlib.suppress(KeyboardInterrupt):
         served.to(place)
         server.ready = True

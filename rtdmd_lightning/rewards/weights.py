@@ -8,7 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import hf_hub_download, snapshot_download
 
-from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.errors import UserError, first_line
 
 CACHE_VARIABLE = "RTDMD_REWARD_CACHE"
 
@@ -110,9 +110,5 @@ def _cannot_load(reward: str, source: str, filename: str | None, error: OSError)
         return UserError(f"{reward}: cannot load the weights {source}: {error}")
     return UserError(
         f"{reward}: the weights {source} are neither on disk nor in the hub's cache; fetch them while online with "
-        f"`{fetch_command(source, filename)}`, or put them into ${CACHE_VARIABLE}/{reward} ({_first_line(error)})"
+        f"`{fetch_command(source, filename)}`, or put them into ${CACHE_VARIABLE}/{reward} ({first_line(error)})"
     )
-
-
-def _first_line(error: OSError) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -22,7 +22,6 @@ from rtdmd_lightning.shapes.world import Placed, Scene
 from tests.tiny import REPOSITORY
 
 FOLDER = REPOSITORY / "checkpoints" / "tiny-clip"
-committed = pytest.mark.skipif(not FOLDER.exists(), reason="checkpoints/tiny-clip is not committed yet: make tiny-clip")
 NUMBER = {content["prompt"]: number for number, content in enumerate(all_contents())}
 
 
@@ -126,7 +125,6 @@ def test_the_run_resumes_and_its_folder_loads(run, tmp_path):
     assert scores.isfinite().all()
 
 
-@committed
 def test_the_committed_folder_is_small_and_loads_by_the_stock_classes():
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 6e6
     processor, model = CLIPProcessor.from_pretrained(FOLDER), CLIPModel.from_pretrained(FOLDER, dtype=torch.float32)
@@ -139,7 +137,6 @@ def test_the_committed_folder_is_small_and_loads_by_the_stock_classes():
     assert model(**inputs).logits_per_image.argmax(dim=1).tolist() == [0, 1, 2]
 
 
-@committed
 def test_the_committed_model_tells_held_out_neighbours_apart():
     """Also under the reward's gradient: a step up the score is not noise but a picture closer to the prompt's."""
     reward = ClipScoreReward(weights=str(FOLDER))
