@@ -1,8 +1,8 @@
 """Compare variants of a run: `python -m rtdmd_lightning.compare --study configs/compare/cold_start.yaml`.
 
-A study is a table of variants, each trained with several seeds at a small budget, one run after the other, each in a process
-of its own. Interrupted, the same command goes on: finished runs are kept, the interrupted one continues from its last
-checkpoint. At the end: a table (Markdown), the numbers with every learning curve (JSON), and a plot.
+A study is a table of variants, each trained with several seeds at a small budget, each run in a process of its own, and as many
+at a time as the study says. Interrupted, the same command goes on: finished runs are kept, an interrupted one continues from
+its last checkpoint. At the end: a table (Markdown), the numbers with every learning curve (JSON), and a plot.
 """
 
 import json
@@ -10,6 +10,7 @@ import os
 import platform
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -51,6 +52,8 @@ class Study:
     runs: folder of the runs.
     results: folder of table, numbers and plot, named after the study's file.
     variants: the rows; the others are compared with the first.
+    parallel: runs at the same time, which share the machine's cores; seconds are comparable within a study. Small models gain
+        from it: a run of theirs uses a second core badly.
     """
 
     config: str
@@ -60,6 +63,7 @@ class Study:
     runs: Path
     results: Path
     variants: list[Variant]
+    parallel: int = 1
 
     def __post_init__(self) -> None:
         folders = [slug(variant.name) for variant in self.variants]
@@ -67,6 +71,10 @@ class Study:
             raise UserError(f"a study wants variants whose names differ, not {[v.name for v in self.variants]}")
         if not self.metrics:
             raise UserError("a study wants at least one of metrics, e.g. eval/shapes_strict")
+        if self.parallel < 1:
+            raise UserError(
+                f"a study's parallel is the number of runs at the same time, at least 1, not {self.parallel}"
+            )
         for variant in self.variants:
             if not self.seeds_of(variant) or len(set(self.seeds_of(variant))) != len(self.seeds_of(variant)):
                 raise UserError(f"the variant {variant.name!r} wants seeds that differ, not {self.seeds_of(variant)}")
@@ -112,7 +120,7 @@ class Run:
             )
         return found["finished"]
 
-    def execute(self) -> None:
+    def execute(self, environment: dict[str, str]) -> None:
         """Train, or go on training, in a process of its own; its output goes to `output.log`. Raises UserError if it fails."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "run.json", {"recipe": self.recipe, "finished": False})
@@ -120,7 +128,7 @@ class Run:
         resume = [f"--ckpt_path={last}"] if last.is_file() else []
         with log.open("a") as output:
             command = [sys.executable, "-m", "rtdmd_lightning.fit", *self.arguments, *resume]
-            status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
+            status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment).returncode
         if status:
             said = log.read_text().rstrip().rpartition("\n")[2]
             raise UserError(f"{self.variant}, seed {self.seed}, failed with status {status} (see {log}): {said}")
@@ -164,15 +172,34 @@ def compare(study: Path) -> None:
     """
     plan = load_study(study)
     runs = grid(plan)
-    waiting = [run for run in runs if not run.finished()]
-    for number, run in enumerate(waiting, start=1):
-        print(f"run {number} of {len(waiting)}: {run.variant}, seed {run.seed} -> {run.folder}", flush=True)
-        run.execute()
-        print(f"  {run.curve(plan.metrics)[-1][SECONDS]:.0f} s of training", flush=True)
+    train([run for run in runs if not run.finished()], plan)
     curves: dict[str, dict[int, Curve]] = {variant.name: {} for variant in plan.variants}
     for run in runs:
         curves[run.variant][run.seed] = run.curve(plan.metrics)
     write_results(plan, study.stem, curves)
+
+
+def train(waiting: list[Run], study: Study) -> None:
+    """Execute the runs, `study.parallel` at a time. After a failure or an interruption no other run is begun."""
+    environment = dict(os.environ)
+    if study.parallel > 1:  # torch would give every process all cores
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // study.parallel))
+
+    def execute(number: int, run: Run) -> None:
+        title = f"run {number} of {len(waiting)}: {run.variant}, seed {run.seed}"
+        print(f"{title} -> {run.folder}", flush=True)
+        try:
+            run.execute(environment)
+        except UserError:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        print(f"{title}: {run.curve(study.metrics)[-1][SECONDS]:.0f} s of training", flush=True)
+
+    with ThreadPoolExecutor(study.parallel) as pool:
+        begun = [pool.submit(execute, number, run) for number, run in enumerate(waiting, start=1)]
+    for future in begun:
+        if not future.cancelled():
+            future.result()
 
 
 def write_results(study: Study, name: str, curves: Runs) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,11 +51,16 @@ def write_study(tmp_path):
 
 @pytest.fixture
 def processes(monkeypatch):
-    """Instead of a training: note the command, write a curve; `status` is what the next processes end with."""
-    seen = SimpleNamespace(commands=[], status=0)
+    """Instead of a training: note command and threads, write a curve; `status` is what the next processes end with.
 
-    def run(command, *, stdout, stderr):
+    Each waits until `together` of them run.
+    """
+    seen = SimpleNamespace(commands=[], threads=[], status=0, together=threading.Barrier(1))
+
+    def run(command, *, stdout, stderr, env):
         seen.commands.append(command)
+        seen.threads.append(env.get("OMP_NUM_THREADS"))
+        seen.together.wait(timeout=10)
         options = dict(
             argument.removeprefix("--").split("=", 1) for argument in command if argument.startswith("--trainer")
         )
@@ -97,6 +103,7 @@ def test_a_variant_may_have_a_config_of_its_own(write_study):
         ({"seeds": [1, 1]}, UserError, "'Ours' wants seeds that differ"),
         ({"seeds": []}, UserError, "'Ours' wants seeds"),
         ({"metrics": []}, UserError, "metrics"),
+        ({"parallel": 0}, UserError, "at least 1, not 0"),
         ({"max_step": 3}, ArgumentError, "max_step"),
         ({"variants": [{"name": "a", "option": []}]}, ArgumentError, "option"),
     ],
@@ -132,6 +139,21 @@ def test_a_run_that_fails_stops_the_study_and_goes_on_from_its_checkpoint(write_
     compare(study)
     assert len(processes.commands) == 4
     assert processes.commands[1] == [*processes.commands[0], f"--ckpt_path={folder / 'checkpoints/last.ckpt'}"]
+
+
+def test_runs_at_the_same_time_share_the_cores(write_study, processes, monkeypatch):
+    monkeypatch.setattr(comparing.os, "cpu_count", lambda: 12)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    processes.together = threading.Barrier(3)  # breaks unless all three are there at once
+    compare(write_study(parallel=3))
+    assert processes.threads == ["4", "4", "4"]
+
+
+def test_after_a_failure_no_other_run_is_begun_and_those_beside_it_are_kept(write_study, processes, tmp_path):
+    processes.status, processes.together = 7, threading.Barrier(2)
+    with pytest.raises(UserError, match=r"seed ., failed with status 7"):
+        compare(write_study(parallel=2, seeds=[0, 1, 2, 3]))
+    assert len(processes.commands) == 2
 
 
 @pytest.mark.parametrize("status", [0, 1])

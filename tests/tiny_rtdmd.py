@@ -1,5 +1,6 @@
 """Stage 2 on a tiny random pipeline: a random cold start, a differentiable reward, a config."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -45,7 +46,9 @@ def save_cold_start_of(module: DistillationModule, folder: Path) -> Path:
     return folder
 
 
-def write_rtdmd_config(folder: Path, pipeline: Path, cold_start: Path, checkpoint_every: int = 1, **model) -> Path:
+def write_rtdmd_config(
+    folder: Path, pipeline: Path, cold_start: Path, checkpoint_every: int = 1, callbacks: Sequence[dict] = (), **model
+) -> Path:
     """A config of a few fast epochs, built on the shipped defaults: 4 micro-batches of 4, 4 images a prompt."""
     config = {
         "defaults": [str(REPOSITORY / "configs/rtdmd/defaults.yaml")],
@@ -61,6 +64,7 @@ def write_rtdmd_config(folder: Path, pipeline: Path, cold_start: Path, checkpoin
                     "init_args": CHECKPOINTS | {"every_n_train_steps": checkpoint_every},
                 },
                 {"class_path": "rtdmd_lightning.callbacks.ExportGenerator", "init_args": {"name": "rtdmd"}},
+                *callbacks,
             ],
         },
         "data": {"prompts": "shapes:train"},

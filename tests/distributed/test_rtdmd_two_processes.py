@@ -11,10 +11,23 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rtdmd_lightning import fit
+from rtdmd_lightning.callbacks.alarm import CHECKPOINT
+from tests.callbacks.test_reward_eval import PROMPTS
 from tests.tiny import STRATEGIES, load_checkpoint
 from tests.tiny_rtdmd import save_cold_start, write_rtdmd_config
 
 BLOCKS = 3  # of the tiny transformer
+SCRIPTED = {
+    "class_path": "tests.callbacks.test_alarm.Scripted",
+    "init_args": {
+        "prompts": PROMPTS,
+        "rewards": [{"class_path": "tests.callbacks.test_reward_eval.Length"}],
+        "every_n_updates": 1,
+        "grid": 2,
+        "at_start": True,
+    },
+}
+ALARM = {"class_path": "rtdmd_lightning.callbacks.RewardHackingAlarm", "init_args": {"stop": True}}
 
 
 class CountScatters(TorchDispatchMode):
@@ -81,3 +94,17 @@ def test_two_processes_make_the_single_process_epochs(strategy, syncs, pair, sin
     # One update of the fake score and one of the generator, over four micro-batches and up to twelve backward passes each;
     # FSDP2 reduces every block and the rest of the transformer apart.
     assert json.loads((tmp_path / "syncs.json").read_text())[strategy] == syncs
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_alarm_stops_both_processes_at_the_same_step_with_their_state_kept(
+    strategy, pair, tiny_folder, cold_start, tmp_path
+):
+    """The scripted reward falls at step 2 of 4. A rank that went on alone would hang in the next collective."""
+    config = write_rtdmd_config(tmp_path, tiny_folder, cold_start, callbacks=[SCRIPTED, ALARM])
+    pair.fit("--config", str(config), "--trainer.max_steps=4", *STRATEGIES[strategy])
+    rows = (tmp_path / "runs/run/eval.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [0, 1, 2]
+    state = torch.load(tmp_path / "runs/run/checkpoints" / CHECKPOINT, weights_only=True)
+    assert state["global_step"] == 2
+    assert any(value.any() for key, value in state["state_dict"].items() if ".generator." in key and "lora_B" in key)

@@ -6,6 +6,7 @@ every allocation and release that torch's CPU allocator reports to the profiler 
 
 import gc
 from itertools import accumulate
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,10 +57,10 @@ class PeakOfSecondStep(Callback):
             self.bytes = self.begun + max(accumulate(changes))
 
 
-def measure(arguments: list[str]) -> tuple[int, DistillationModule]:
-    """The peak, and the module of the finished run."""
+def measure(arguments: list[str], folder: Path) -> tuple[int, DistillationModule]:
+    """The peak, and the module of the finished run, which leaves its config in the folder."""
     meter = PeakOfSecondStep()
-    run = fit.parse([*arguments, *QUIET])
+    run = fit.parse([*arguments, *QUIET, f"--trainer.default_root_dir={folder}"])
     run.trainer.callbacks.append(meter)
     run.trainer.fit(run.model, run.datamodule)
     return meter.bytes, run.model
@@ -77,10 +78,10 @@ def weight(parameters) -> int:
     ],
     ids=["cold_start", "rtdmd"],
 )
-def test_parts_are_the_real_ones_and_the_peak_is_within_15_percent(arguments, monkeypatch):
+def test_parts_are_the_real_ones_and_the_peak_is_within_15_percent(arguments, monkeypatch, tmp_path):
     """The plan sees one and two of the four equal blocks, the run all of them."""
     monkeypatch.chdir(REPOSITORY)
-    measured, module = measure(arguments)
+    measured, module = measure(arguments, tmp_path)
     columns, processes = plan.plan(arguments)
     estimate = columns[tables.UNCHECKPOINTED]
 
