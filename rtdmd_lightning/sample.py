@@ -6,18 +6,16 @@ dealt, so an image is the same on any number of processes.
 
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from json import dumps
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from jsonargparse import ArgumentParser
 
-from rtdmd_lightning.accelerator import process_device
+from rtdmd_lightning.accelerator import process_device, processes
 from rtdmd_lightning.data.prompts import load_prompts
 from rtdmd_lightning.errors import UserError, readable_errors
 from rtdmd_lightning.evaluation.images import write_image
@@ -106,20 +104,6 @@ def sample(job: Job) -> Path:
             job.out / RECORD,
         )
     return job.out / RECORD
-
-
-@contextmanager
-def processes() -> Iterator[tuple[int, int]]:
-    """This process's rank and how many there are; they wait for each other at the end."""
-    if not torch.distributed.is_torchelastic_launched():
-        yield 0, 1
-        return
-    torch.distributed.init_process_group("gloo")
-    try:
-        yield torch.distributed.get_rank(), torch.distributed.get_world_size()
-        torch.distributed.barrier()
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 def _record(job: Job, model: InferenceModel, images: list[dict]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from jsonargparse.typing import PositiveInt
 from rich.progress import track
 
 from rtdmd_lightning import fit
-from rtdmd_lightning.accelerator import process_device
+from rtdmd_lightning.accelerator import process_device, processes
 from rtdmd_lightning.command_line import run_command
 from rtdmd_lightning.data.embeddings import PromptEmbedder
 from rtdmd_lightning.data.prompts import load_prompts
@@ -29,7 +29,6 @@ from rtdmd_lightning.errors import UserError, readable_errors
 from rtdmd_lightning.evaluation.plan import in_batches
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.models.families import open_backbone
-from rtdmd_lightning.sample import processes
 
 
 class RunSettings(fit.FitCLI):
