@@ -101,7 +101,8 @@ class Result:
 
     @property
     def eta(self) -> float:
-        return self._options["sampler"]["eta"]
+        sampler = self._options["sampler"]
+        return sampler["eta"] if sampler["draw_eta"] is None else sampler["draw_eta"]
 
     @property
     def resolution(self) -> int:

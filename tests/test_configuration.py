@@ -210,7 +210,8 @@ def test_the_shipped_defaults_are_merged():
     assert set(composed) == set(own) - {"defaults"} | set(bases[0]) | set(bases[1])
     merged = composed["model"]["init_args"]
     assert merged["batch_size"] == own["model"]["init_args"]["batch_size"]
-    assert merged["sampler"] == bases[0]["model"]["init_args"]["sampler"]
+    first, second = (base["model"]["init_args"]["sampler"] for base in bases)
+    assert merged["sampler"] == first | second and first.keys().isdisjoint(second)
     assert merged["backbone"] == bases[1]["model"]["init_args"]["backbone"]
 
 

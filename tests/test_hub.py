@@ -40,7 +40,7 @@ def stages(tiny_folder, tmp_path):
     run = tmp_path / "runs"
     config = yaml.safe_load(write_config(tmp_path / "c", tiny_folder).read_text())
     config["model"]["class_path"] = "rtdmd_lightning.modules.ACDMDModule"
-    config["model"]["init_args"]["sampler"] = {"steps": [1000, 750, 500, 250], "eta": 0.9}
+    config["model"]["init_args"]["sampler"] = {"steps": [1000, 750, 500, 250], "eta": 0.9, "draw_eta": None}
     (run / "config.yaml").write_text(yaml.safe_dump({"seed_everything": 0} | config))
     rows = [
         {"step": 2, "eval/shapes": 0.25},
@@ -77,6 +77,13 @@ def test_what_is_pushed_comes_back(server, stages, tmp_path):
         torch.testing.assert_close(whole.layers[layer].delta(), update.delta())
 
 
+def test_the_card_recommends_what_images_were_drawn_with(server, stages):
+    path = stages[1] / "config.yaml"
+    path.write_text(path.read_text().replace("draw_eta: null", "draw_eta: 0.7"))
+    push(server, stages)
+    assert "| eta of the CPS sampler | 0.7 |" in server.repositories[NAME]["README.md"].decode()
+
+
 def test_the_card_tells_base_recipe_scores_and_use(server, stages, tiny_folder):
     push(server, stages, base="stabilityai/stable-diffusion-3.5-medium")
     card = ModelCard(server.repositories[NAME]["README.md"].decode())
@@ -90,6 +97,7 @@ def test_the_card_tells_base_recipe_scores_and_use(server, stages, tiny_folder):
     for told in (
         "`cold_start` (rank 4) → `rtdmd` (rank 4)",
         "| raw timesteps | 1000, 750, 500, 250 |",
+        "| eta of the CPS sampler | 0.9 |",
         "after 4 generator updates",
         "| shapes/color | 0.7500 |",
         f'pipe.load_lora_weights("{NAME}")',

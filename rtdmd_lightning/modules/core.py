@@ -194,19 +194,20 @@ class DistillationModule(L.LightningModule, ABC):
         conditioning: Conditioning,
         random: SampleRandom,
         steps: int | None = None,
+        eta: float | None = None,
         step_noise: StepNoise | None = None,
         state_dtype: torch.dtype | None = None,
     ) -> Trajectory:
         """A role's first `steps` steps of the few-step sampler (all by default), without gradient.
 
-        `step_noise` replaces each sample's own noise; see `rollout` for `state_dtype`.
+        `eta` replaces the sampler's, `step_noise` each sample's own noise; see `rollout` for `state_dtype`.
         """
         shape = self.backbone.latent_shape()
         return rollout(
             lambda latents, sigma: self.velocity(role, latents, sigma, conditioning),
             random.normal("start", shape),
             sigmas=self.sigmas if steps is None else self.sigmas[: steps + 1],
-            eta=self.sampler.eta,
+            eta=self.sampler.eta if eta is None else eta,
             step_noise=step_noise or (lambda step: random.normal(f"step {step}", shape)),
             state_dtype=state_dtype,
         )
@@ -214,7 +215,8 @@ class DistillationModule(L.LightningModule, ABC):
     @torch.no_grad()
     def generate(self, prompts: list[str], indices: Sequence[int], *, seed: int, role: str = EMA) -> Tensor:
         """Images `[B, 3, H, W]` in [0, 1] from the few-step student; sample i's noise depends on (seed, indices[i]) only."""
-        trajectory = self.roll_out(role, self.embed(prompts, self.device), SampleRandom(seed, indices, self.device))
+        random = SampleRandom(seed, indices, self.device)
+        trajectory = self.roll_out(role, self.embed(prompts, self.device), random, eta=self.sampler.draw_eta)
         return self.backbone.decode(trajectory.samples).clamp(0, 1)
 
     def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:

@@ -29,14 +29,21 @@ class OptimizerSettings:
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """The few-step sampler: raw timesteps (shifted by the backbone's own schedule) and the CPS stochasticity."""
+    """The few-step sampler: raw timesteps (shifted by the backbone's own schedule) and the CPS stochasticity.
+
+    eta: of the rollouts that are trained on.
+    draw_eta: of the images that are evaluated, and what a model card recommends; by default eta too, as METHOD has it.
+    """
 
     steps: list[int] = field(default_factory=lambda: [1000, 750, 500, 250])
     eta: float = 0.9
+    draw_eta: float | None = None
 
     def __post_init__(self) -> None:
         check_steps(self.steps, "model.sampler.steps")
         check_eta(self.eta, "model.sampler.eta")
+        if self.draw_eta is not None:
+            check_eta(self.draw_eta, "model.sampler.draw_eta")
 
 
 @dataclass(frozen=True)

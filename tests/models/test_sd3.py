@@ -13,8 +13,9 @@ from rtdmd_lightning.randomness import SampleRandom
 from tests.tiny import tiny_backbone, tiny_module
 
 
-def test_sampling_with_eta_zero_is_the_pipeline_with_the_same_sigmas(tiny_folder):
-    module = tiny_module(tiny_folder, sampler=SamplerSettings(eta=0.0))
+@pytest.mark.parametrize("sampler", [SamplerSettings(eta=0.0), SamplerSettings(eta=0.9, draw_eta=0.0)])
+def test_sampling_with_eta_zero_is_the_pipeline_with_the_same_sigmas(sampler, tiny_folder):
+    module = tiny_module(tiny_folder, sampler=sampler)
     prompts = ["a photo of a red circle", "a photo of two crosses"]
     latents = SampleRandom(5, [0, 1], torch.device("cpu")).normal("start", module.backbone.latent_shape())
     pipeline = StableDiffusion3Pipeline.from_pretrained(tiny_folder, text_encoder_3=None, tokenizer_3=None)
