@@ -9,10 +9,11 @@ from huggingface_hub.errors import HFValidationError
 
 from rtdmd_lightning.data.prompt_files import SUFFIXES, prompt_file_in, read_prompt_file, usual_names
 from rtdmd_lightning.errors import UserError, first_line, readable_errors
-from rtdmd_lightning.shapes.dataset import EVEN_WEIGHTS, TAG_WEIGHTS, sample_metadata
+from rtdmd_lightning.shapes.dataset import EVEN_WEIGHTS, HARD_WEIGHTS, TAG_WEIGHTS, sample_metadata
 from rtdmd_lightning.shapes.prompts import held_out_prompts
 
 TRAINING_SAMPLE = 8192
+TRAINING_WEIGHTS = {"train": TAG_WEIGHTS, "train:even": EVEN_WEIGHTS, "train:hard": HARD_WEIGHTS}
 
 
 def load_prompts(source: str) -> list[dict]:
@@ -21,7 +22,8 @@ def load_prompts(source: str) -> list[dict]:
     `source` is one of
 
     * `shapes:train`: a fixed sample of the embedded world's training prompts, tags in its teacher's proportions;
-      `shapes:train:even`: in equal ones; `shapes:held_out:N`: N held-out prompts of every tag;
+      `shapes:train:even`: in equal ones; `shapes:train:hard`: mostly of two objects; `shapes:held_out:N`: N held-out prompts
+      of every tag;
     * a file: `.txt` with a prompt a line, `.jsonl` with a JSON object a line, `.json` with a list of texts or of objects;
     * `FOLDER` or `FOLDER:SPLIT`: its file of a usual name, see `prompt_files.usual_names`;
     * `hub:OWNER/NAME`, `hub:OWNER/NAME:SPLIT` or `hub:OWNER/NAME:FILE`: the same of a data set's repository on the hub, from
@@ -57,9 +59,8 @@ def _fetched(source: str, address: str) -> Path:
 
 
 def _shapes_prompts(source: str, split: str) -> list[dict]:
-    if split in ("train", "train:even"):
-        weights = EVEN_WEIGHTS if split == "train:even" else TAG_WEIGHTS
-        return sample_metadata(np.random.default_rng(0), TRAINING_SAMPLE, weights)
+    if split in TRAINING_WEIGHTS:
+        return sample_metadata(np.random.default_rng(0), TRAINING_SAMPLE, TRAINING_WEIGHTS[split])
     name, _, per_tag = split.partition(":")
     if name == "held_out" and per_tag.isdecimal() and int(per_tag) > 0:
         try:
@@ -67,7 +68,8 @@ def _shapes_prompts(source: str, split: str) -> list[dict]:
         except ValueError as error:
             raise UserError(f"{source!r}: {error}") from error
     raise UserError(
-        f"unknown prompt source {source!r}; the embedded world has shapes:train, shapes:train:even and shapes:held_out:N"
+        f"unknown prompt source {source!r}; the embedded world has "
+        f"{', '.join(f'shapes:{name}' for name in TRAINING_WEIGHTS)} and shapes:held_out:N"
     )
 
 

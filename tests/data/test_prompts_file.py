@@ -157,6 +157,13 @@ def test_training_prompts_in_equal_shares():
     assert not any(is_held_out(entry) for entry in prompts)
 
 
+def test_training_prompts_that_are_hard():
+    prompts = load_prompts("shapes:train:hard")
+    two = [entry for entry in prompts if entry["tag"] in ("two_object", "color_attr")]
+    assert len(two) > 0.6 * TRAINING_SAMPLE and {entry["tag"] for entry in prompts} == set(TAGS)
+    assert not any(is_held_out(entry) for entry in prompts)
+
+
 def test_held_out_prompts_of_the_embedded_world():
     assert load_prompts("shapes:held_out:7") == held_out_prompts(7)
 
@@ -225,7 +232,7 @@ def test_unknown_split_of_the_embedded_world(source):
     with pytest.raises(UserError) as error:
         load_prompts(source)
     assert source in str(error.value)
-    assert "shapes:train, shapes:train:even and shapes:held_out:N" in str(error.value)
+    assert "shapes:train, shapes:train:even, shapes:train:hard and shapes:held_out:N" in str(error.value)
 
 
 def test_more_held_out_prompts_than_a_tag_has():
