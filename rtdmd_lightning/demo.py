@@ -17,7 +17,8 @@ from rtdmd_lightning.command_line import run_command, wide_console
 from rtdmd_lightning.data.prompts import load_prompts
 from rtdmd_lightning.errors import readable_errors
 from rtdmd_lightning.models.pipeline import PipelineBackbone
-from rtdmd_lightning.modules.core import TEACHER, DistillationModule
+from rtdmd_lightning.modules.core import DistillationModule
+from rtdmd_lightning.modules.roles import TEACHER
 from rtdmd_lightning.shapes.scoring import in_batches, strict_scores, teacher_images
 
 SEED = 0

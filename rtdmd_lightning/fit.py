@@ -16,7 +16,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from rtdmd_lightning.configuration import expand_config_arguments
 from rtdmd_lightning.data import RolloutDataModule
 from rtdmd_lightning.errors import UserError, readable_errors
-from rtdmd_lightning.modules.core import SHARDED_KEY, DistillationModule
+from rtdmd_lightning.modules.core import DistillationModule
+from rtdmd_lightning.modules.roles import SHARDED_KEY
 
 # What libraries warn of and this project does on purpose; the first of these prints a page of code to copy.
 MEANT_SO = (

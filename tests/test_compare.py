@@ -13,11 +13,13 @@ from jsonargparse import ArgumentError
 
 from rtdmd_lightning import compare as comparing
 from rtdmd_lightning import fit
+from rtdmd_lightning import study as studying
 from rtdmd_lightning.callbacks import RewardEvalCallback
-from rtdmd_lightning.compare import compare, grid, load_study
-from rtdmd_lightning.curves import SECONDS, STEP
+from rtdmd_lightning.compare import compare
+from rtdmd_lightning.curves import SECONDS, STEP, read_curve
 from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.files import slug
+from rtdmd_lightning.study import grid, load_study, write_json
 from tests.tiny import REPOSITORY, write_config
 
 STUDIES = [
@@ -70,7 +72,7 @@ def processes(monkeypatch):
         (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return SimpleNamespace(returncode=seen.status)
 
-    monkeypatch.setattr(comparing.subprocess, "run", run)
+    monkeypatch.setattr(studying.subprocess, "run", run)
     return seen
 
 
@@ -217,9 +219,9 @@ def test_a_study_that_trains_goes_on_after_an_interruption(tiny_folder, tmp_path
     study = write_study(config=str(config), max_steps=2, seeds=[3], variants=[{"name": "Ours"}])
     (run,) = grid(load_study(study))
     run.folder.mkdir(parents=True)
-    comparing.write_json(run.folder / "run.json", {"recipe": run.recipe, "finished": False})
+    write_json(run.folder / "run.json", {"recipe": run.recipe, "finished": False})
     fit.main([*run.arguments, "--trainer.max_steps=1"])
-    before = comparing.read_curve(run.folder / "eval.jsonl")
+    before = read_curve(run.folder / "eval.jsonl")
     assert [row[STEP] for row in before] == [1] and not run.finished()
 
     finished = subprocess.run(
@@ -234,5 +236,5 @@ def test_a_study_that_trains_goes_on_after_an_interruption(tiny_folder, tmp_path
     after = run.curve(["eval/shapes"])
     assert [row[STEP] for row in after] == [1, 2] and after[0] == before[0]
     assert after[1][SECONDS] > before[0][SECONDS]  # the seconds before the interruption count
-    monkeypatch.setattr(comparing.subprocess, "run", lambda *_, **__: pytest.fail("a finished run was started again"))
+    monkeypatch.setattr(studying.subprocess, "run", lambda *_, **__: pytest.fail("a finished run was started again"))
     compare(study)

@@ -16,7 +16,7 @@ from rtdmd_lightning.callbacks.export import write_adapter
 from rtdmd_lightning.errors import UserError, readable_errors
 from rtdmd_lightning.models.families import skeleton
 from rtdmd_lightning.models.lora import LoraSettings, adapter_state_dict
-from rtdmd_lightning.modules.core import EMA, GENERATOR
+from rtdmd_lightning.modules.roles import EMA, GENERATOR
 from tests.tiny import tiny_backbone, tiny_module
 from tests.tiny_backbones import save_tiny_flux
 

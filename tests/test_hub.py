@@ -13,7 +13,7 @@ from rtdmd_lightning.callbacks.export import write_adapter
 from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.model_card import Result
 from rtdmd_lightning.models.lora import adapter_state_dict
-from rtdmd_lightning.modules.core import EMA, GENERATOR
+from rtdmd_lightning.modules.roles import EMA, GENERATOR
 from tests.fake_hub import TOKEN, fake_hub
 from tests.tiny import tiny_module, write_config
 

@@ -18,7 +18,7 @@ from lightning import Callback
 from rtdmd_lightning.models import SD3Backbone
 from rtdmd_lightning.models.lora import LoraSettings, adapter_parameters
 from rtdmd_lightning.modules import ACDMDModule
-from rtdmd_lightning.modules.core import EMA, FAKE_SCORE, GENERATOR
+from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
 from rtdmd_lightning.shapes.text import JOINT_WIDTH, build_silent_t5, build_text_encoder, build_tokenizer
 from rtdmd_lightning.shapes.vae import build_vae
 

@@ -26,7 +26,7 @@ from transformers import (
 from rtdmd_lightning.models import Backbone, Flux2Backbone, FluxBackbone
 from rtdmd_lightning.models.lora import LoraSettings, adapter_parameters
 from rtdmd_lightning.modules import ACDMDModule
-from rtdmd_lightning.modules.core import EMA, FAKE_SCORE, GENERATOR
+from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
 from rtdmd_lightning.shapes.text import ENCODER_WIDTH, build_text_encoder, build_tokenizer
 from rtdmd_lightning.shapes.vae import build_vae
 

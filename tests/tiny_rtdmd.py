@@ -9,7 +9,8 @@ from torch import Tensor
 from rtdmd_lightning.callbacks.export import write_adapter
 from rtdmd_lightning.models.lora import adapter_state_dict
 from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE
-from rtdmd_lightning.modules.core import EMA, FAKE_SCORE, DistillationModule
+from rtdmd_lightning.modules.core import DistillationModule
+from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE
 from rtdmd_lightning.rewards.base import Reward
 from tests.tiny import CHECKPOINTS, OPTIMIZERS, REPOSITORY, backbone_config, tiny_module, write_yaml
 

@@ -12,7 +12,8 @@ from rtdmd_lightning.adapters.writing import write_diffusers, write_published
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.models.lora import LoraSettings, adapter_state_dict
 from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE
-from rtdmd_lightning.modules.core import EMA, FAKE_SCORE, DistillationModule
+from rtdmd_lightning.modules.core import DistillationModule
+from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE
 
 
 class ExportGenerator(L.Callback):

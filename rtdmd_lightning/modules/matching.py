@@ -8,7 +8,8 @@ from torch import Tensor
 
 from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.models.base import Backbone
-from rtdmd_lightning.modules.core import FAKE_SCORE, DistillationModule
+from rtdmd_lightning.modules.core import DistillationModule
+from rtdmd_lightning.modules.roles import FAKE_SCORE
 from rtdmd_lightning.modules.settings import Consistency
 from rtdmd_lightning.objectives import (
     ambient_velocity_target,

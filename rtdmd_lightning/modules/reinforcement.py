@@ -11,8 +11,8 @@ from rtdmd_lightning.data.rollout import Rollout
 from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.models.base import Backbone
-from rtdmd_lightning.modules.core import GENERATOR
 from rtdmd_lightning.modules.matching import MatchingModule
+from rtdmd_lightning.modules.roles import GENERATOR
 from rtdmd_lightning.modules.settings import FinalStepSettings, PolicySettings
 from rtdmd_lightning.objectives import (
     clean_from_velocity,

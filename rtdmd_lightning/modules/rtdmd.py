@@ -33,8 +33,8 @@ from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.modules.cold_start import cold_start_files
-from rtdmd_lightning.modules.core import EMA, FAKE_SCORE, GENERATOR, TEACHER
 from rtdmd_lightning.modules.reinforcement import COLD_START, ReinforcementModule
+from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR, TEACHER
 from rtdmd_lightning.randomness import keyed_generator
 from rtdmd_lightning.rewards.mixture import RewardMixture
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from rtdmd_lightning.data.rollout import Rollout
 from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.modules import ACDMDModule, RTDMDModule
-from rtdmd_lightning.modules.core import FAKE_SCORE, GENERATOR, DistillationModule
+from rtdmd_lightning.modules.core import DistillationModule
+from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR
 from rtdmd_lightning.randomness import SampleRandom
 from rtdmd_lightning.structures import Trajectory
 

@@ -21,7 +21,8 @@ from rtdmd_lightning.models import lora
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.modules import ACDMDModule, RTDMDModule
 from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE, FROM_BASE, GENERATOR_FILE
-from rtdmd_lightning.modules.core import FAKE_SCORE, GENERATOR, DistillationModule
+from rtdmd_lightning.modules.core import DistillationModule
+from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR
 from rtdmd_lightning.planning.blocks import Kind, few, told_for_all
 from rtdmd_lightning.planning.estimate import Base, Trace
 from rtdmd_lightning.planning.parts import parameter_bytes

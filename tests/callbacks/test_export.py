@@ -11,7 +11,7 @@ from rtdmd_lightning.callbacks import ExportGenerator
 from rtdmd_lightning.callbacks.export import write_adapter
 from rtdmd_lightning.models.lora import LoraSettings, adapter_parameters, adapter_state_dict, read_adapter
 from rtdmd_lightning.modules import ACDMDModule
-from rtdmd_lightning.modules.core import EMA, FAKE_SCORE, GENERATOR
+from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
 from tests.tiny import tiny_backbone, tiny_module
 
 

@@ -15,7 +15,7 @@ from rtdmd_lightning.callbacks import RewardEvalCallback, reward_eval
 from rtdmd_lightning.callbacks.diversity import DiversitySettings
 from rtdmd_lightning.data.prompts import load_prompts
 from rtdmd_lightning.errors import UserError
-from rtdmd_lightning.modules.core import EMA, GENERATOR
+from rtdmd_lightning.modules.roles import EMA, GENERATOR
 from rtdmd_lightning.rewards.base import Reward
 from tests.tiny import write_config
 

@@ -13,7 +13,7 @@ from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.models import lora
 from rtdmd_lightning.models.flux import FluxBackbone
 from rtdmd_lightning.models.flux2 import Flux2Backbone
-from rtdmd_lightning.modules.core import EMA, FAKE_SCORE, GENERATOR, TEACHER
+from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR, TEACHER
 from rtdmd_lightning.modules.settings import SamplerSettings
 from rtdmd_lightning.randomness import SampleRandom
 from tests.tiny_backbones import OPTIONS, RESOLUTION, TEXT_TOKENS, module_of, tiny_backbones

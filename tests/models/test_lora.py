@@ -5,7 +5,7 @@ import torch
 
 from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.models import lora
-from rtdmd_lightning.modules.core import EMA, FAKE_SCORE, GENERATOR, TEACHER
+from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR, TEACHER
 from tests.tiny import tiny_backbone, tiny_module
 
 

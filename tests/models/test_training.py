@@ -12,7 +12,8 @@ from rtdmd_lightning import fit
 from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.models.lora import adapter_parameters, adapter_state_dict
 from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE, GENERATOR_FILE
-from rtdmd_lightning.modules.core import EMA, FAKE_SCORE, GENERATOR, DistillationModule
+from rtdmd_lightning.modules.core import DistillationModule
+from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
 from rtdmd_lightning.modules.rtdmd import COLD_START, COLD_START_FAKE
 from rtdmd_lightning.objectives import clean_from_velocity
 from tests.tiny import STRATEGIES, load_checkpoint, write_config

@@ -7,7 +7,7 @@ import torch
 
 from rtdmd_lightning import objectives
 from rtdmd_lightning.errors import UserError
-from rtdmd_lightning.modules.core import FAKE_SCORE, GENERATOR
+from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR
 from rtdmd_lightning.modules.settings import Consistency, SamplerSettings
 from rtdmd_lightning.randomness import SampleRandom
 from tests.tiny import tiny_module

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rtdmd_lightning.modules.ac_dmd import Update
-from rtdmd_lightning.modules.core import FAKE_SCORE, GENERATOR, TEACHER
+from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR, TEACHER
 from rtdmd_lightning.modules.settings import Consistency
 from rtdmd_lightning.randomness import SampleRandom
 from tests.tiny import tiny_module

@@ -14,7 +14,8 @@ from lightning import Callback
 from torch.profiler import ProfilerActivity, profile
 
 from rtdmd_lightning import fit, plan
-from rtdmd_lightning.modules.core import FAKE_SCORE, GENERATOR, DistillationModule
+from rtdmd_lightning.modules.core import DistillationModule
+from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR
 from rtdmd_lightning.planning import tables
 from rtdmd_lightning.planning.estimate import MOMENTS
 from tests.tiny import REPOSITORY
