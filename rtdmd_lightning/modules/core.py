@@ -7,7 +7,7 @@ trainer's option refuses manual optimization.
 
 import time
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -94,6 +94,16 @@ class DistillationModule(RolesModule):
             )
         with self.roles.role(role):
             self.manual_backward(loss)
+
+    def accumulate(self, role: str, losses: Sequence[Callable[[], Tensor]], scale: float) -> Tensor:
+        """Back-propagate `scale` times each loss as it is computed; gradients are synchronised once, with the last."""
+        total = torch.zeros((), device=self.device)
+        for number, loss_of in enumerate(losses, start=1):
+            with nullcontext() if number == len(losses) else self.without_gradient_sync():
+                loss = scale * loss_of()
+                self.backward_in(role, loss)
+                total += loss.detach()
+        return total
 
     def without_gradient_sync(self) -> AbstractContextManager:
         """Backward passes in the body add up on each rank; the next one outside brings the sum of all of them together."""

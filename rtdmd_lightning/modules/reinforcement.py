@@ -108,6 +108,12 @@ class ReinforcementModule(MatchingModule):
         mean, _ = cps_mean_std(state, velocity, **levels)
         return cps_kl(mean, reference_mean, std=std, exact=self.policy.exact_log_prob)
 
+    def kept_rows(self, rollout: Rollout) -> list[int]:
+        """The samples that have an advantage; all of them where back-propagation alone, which needs none, is trained."""
+        if not self.policy.weight:
+            return list(range(len(rollout.advantages)))
+        return rollout.advantages.nonzero().flatten().tolist()
+
     def final_step_loss(self, rollout: Rollout, rows: list[int], guidance_scale: float) -> Tensor:
         """AC-DMD and reward back-propagation at the last step, the sum over some rows of the micro-batch.
 

@@ -21,7 +21,6 @@ range of 1e-5 is narrower than what another batch shape changes in half precisio
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -198,19 +197,3 @@ class RTDMDModule(ReinforcementModule):
         scale = self.trainer.world_size / (max(total_kept, 1) * (self.policy.trained_steps + 1))
         total = self.accumulate(GENERATOR, losses, scale)
         self.log_dict({"generator/loss": total, "generator/grad_norm": self.step_optimizer(GENERATOR)})
-
-    def kept_rows(self, rollout: Rollout) -> list[int]:
-        """The samples that have an advantage; all of them where back-propagation alone, which needs none, is trained."""
-        if not self.policy.weight:
-            return list(range(len(rollout.advantages)))
-        return rollout.advantages.nonzero().flatten().tolist()
-
-    def accumulate(self, role: str, losses: Sequence[Callable[[], Tensor]], scale: float) -> Tensor:
-        """Back-propagate `scale` times each loss as it is computed; gradients are synchronised once, with the last."""
-        total = torch.zeros((), device=self.device)
-        for number, loss_of in enumerate(losses, start=1):
-            with nullcontext() if number == len(losses) else self.without_gradient_sync():
-                loss = scale * loss_of()
-                self.backward_in(role, loss)
-                total += loss.detach()
-        return total
