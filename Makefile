@@ -54,10 +54,10 @@ cold-start: install ## The full stage 1 on the embedded world
 rtdmd: install ## The full stage 2 on the embedded world, from checkpoints/tiny-sd3-cold-start
 	$(PY) -m rtdmd_lightning.fit --config configs/rtdmd/tiny_sd3.yaml
 
-compare-cold-start: install ## AC-DMD against DMD2 and its other variants (resumable; hours): table and curves in notebooks/results
+compare-cold-start: install ## AC-DMD against DMD2 and its other variants (resumable; half an hour): table and curves in notebooks/results
 	$(PY) -m rtdmd_lightning.compare --study configs/compare/cold_start.yaml
 
-ablations: install ## RTDMD against itself with one part taken out (resumable; about two hours): the same of stage 2
+ablations: install ## RTDMD against itself with one part taken out (resumable; about an hour): the same of stage 2
 	$(PY) -m rtdmd_lightning.compare --study configs/compare/ablations.yaml
 
 bench: install ## Seconds per update and peak memory of the cold start
