@@ -10,6 +10,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from rtdmd_lightning.inference import even_steps
+from rtdmd_lightning.modules.settings import SamplerSettings
 
 TEMPLATE = """---
 {{ card_data }}
@@ -101,8 +102,7 @@ class Result:
 
     @property
     def eta(self) -> float:
-        sampler = self._options["sampler"]
-        return sampler["eta"] if sampler["draw_eta"] is None else sampler["draw_eta"]
+        return SamplerSettings(**self._options["sampler"]).eta_of_images
 
     @property
     def resolution(self) -> int:

@@ -151,7 +151,7 @@ def test_runs_at_the_same_time_share_the_cores(write_study, processes, monkeypat
     assert processes.threads == ["4", "4", "4"]
 
 
-def test_after_a_failure_no_other_run_is_begun_and_those_beside_it_are_kept(write_study, processes, tmp_path):
+def test_after_a_failure_no_other_run_is_begun(write_study, processes):
     processes.status, processes.together = 7, threading.Barrier(2)
     with pytest.raises(UserError, match=r"seed ., failed with status 7"):
         compare(write_study(parallel=2, seeds=[0, 1, 2, 3]))

@@ -169,7 +169,7 @@ class RolesModule(L.LightningModule, ABC):
     def generate(self, prompts: list[str], indices: Sequence[int], *, seed: int, role: str = EMA) -> Tensor:
         """Images `[B, 3, H, W]` in [0, 1] from the few-step student; sample i's noise depends on (seed, indices[i]) only."""
         random = SampleRandom(seed, indices, self.device)
-        trajectory = self.roll_out(role, self.embed(prompts, self.device), random, eta=self.sampler.draw_eta)
+        trajectory = self.roll_out(role, self.embed(prompts, self.device), random, eta=self.sampler.eta_of_images)
         return self.backbone.decode(trajectory.samples).clamp(0, 1)
 
     # Saving -----------------------------------------------------------------------------------------------------------

@@ -45,6 +45,10 @@ class SamplerSettings:
         if self.draw_eta is not None:
             check_eta(self.draw_eta, "model.sampler.draw_eta")
 
+    @property
+    def eta_of_images(self) -> float:
+        return self.eta if self.draw_eta is None else self.draw_eta
+
 
 @dataclass(frozen=True)
 class Consistency:
