@@ -24,6 +24,7 @@ $(VENV)/.installed: requirements.txt requirements-no-deps.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet -r requirements.txt
 	$(PY) -m pip install --quiet --no-deps -r requirements-no-deps.txt
+	$(PY) -m pip install --quiet --no-deps -e .
 	@touch $@
 
 demo: install ## Both stages on the embedded teacher in minutes: table, picture, TensorBoard log
