@@ -53,22 +53,27 @@ def collect(
     `roll_out` gives the states, their log-probabilities and the images; what `score` raises is raised here. The advantages
     are zeros until `with_advantages`.
     """
-    pending: list[tuple[PromptBatch, tuple[Tensor, ...], dict[int, Tensor], Future[Scores]]] = []
+    rolled_out: list[tuple[PromptBatch, tuple[Tensor, ...], dict[int, Tensor]]] = []
+    scoring: list[Future[Scores]] = []
     with ThreadPoolExecutor(max_workers=1) as scorer:
-        for batch in batches:
-            if pending and pending[-1][-1].done():
-                pending[-1][-1].result()  # a reward that failed stops the run now, not after the remaining rollouts
-            states, log_probs, images = roll_out(batch)
-            pending.append((batch, states, log_probs, scorer.submit(score, images, batch)))
+        try:
+            for batch in batches:
+                for scored in filter(Future.done, scoring):
+                    scored.result()  # a reward that failed stops the run now, not after the remaining rollouts
+                states, log_probs, images = roll_out(batch)
+                rolled_out.append((batch, states, log_probs))
+                scoring.append(scorer.submit(score, images, batch))
+            scores = [future.result() for future in scoring]
+        except BaseException:
+            scorer.shutdown(wait=False, cancel_futures=True)  # nobody will ask for the scores that are still to come
+            raise
     return [
         Rollout(
-            batch,
-            states,
-            log_probs,
-            rewards={name: values.cpu() for name, values in future.result().items()},
-            advantages=torch.zeros(len(batch.prompts)),
+            *rollout,
+            rewards={name: values.cpu() for name, values in of_batch.items()},
+            advantages=torch.zeros(len(rollout[0].prompts)),
         )
-        for batch, states, log_probs, future in pending
+        for rollout, of_batch in zip(rolled_out, scores, strict=True)
     ]
 
 

@@ -61,6 +61,31 @@ def test_a_failing_reward_is_raised():
         collect(batches(), roll_out, score)
 
 
+def test_a_failure_stops_the_run_also_where_scoring_is_behind():
+    """The first batch fails while the third is rolled out, the second is still being scored: there is no fourth rollout."""
+    third_rollout, second_begun, rolled_out, scored = threading.Event(), threading.Event(), [], []
+
+    def rolling(batch):
+        rolled_out.append(batch.indices[0])
+        if batch.indices[0] == 8:
+            third_rollout.set()
+            assert second_begun.wait(timeout=30)
+        return roll_out(batch)
+
+    def score(images, batch):
+        scored.append(batch.indices[0])
+        if batch.indices[0] == 0:
+            assert third_rollout.wait(timeout=30)
+            raise RuntimeError("no such colour")
+        second_begun.set()
+        threading.Event().wait(timeout=0.5)  # slow
+        return {"r": images}
+
+    with pytest.raises(RuntimeError, match="no such colour"):
+        collect(batches(count=20), rolling, score)
+    assert rolled_out == [0, 4, 8] and scored == [0, 4]
+
+
 def test_advantages_are_those_of_all_processes_together():
     """Two processes, each with a half of every micro-batch, so that groups of 4 span both."""
     generator = torch.Generator().manual_seed(0)
