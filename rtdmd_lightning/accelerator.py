@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import torch
 
+from rtdmd_lightning.errors import UserError, first_line
+
 
 def synchronize(device: torch.device) -> None:
     """Wait for what an accelerator still has to do; a CPU has done it."""
@@ -14,9 +16,20 @@ def synchronize(device: torch.device) -> None:
 
 
 def process_device(wanted: str | None) -> torch.device:
-    """The device of this process of a machine; by default an accelerator where there is one that works."""
+    """The device of this process of a machine; by default an accelerator where there is one that works.
+
+    Raises UserError for one that is unknown or not there.
+    """
     present = torch.accelerator.current_accelerator(check_available=True)
-    device = torch.device(wanted) if wanted else present or torch.device("cpu")
+    try:
+        device = of_this_process(torch.device(wanted) if wanted else present or torch.device("cpu"))
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch's for no such name, no such device, not built for it
+        raise UserError(f"--device {wanted} cannot be used: {first_line(error)}") from error
+
+
+def of_this_process(device: torch.device) -> torch.device:
+    """Of several accelerators of a kind, the one that a process of this machine should take."""
     if device.type == "cpu" or device.index is not None:
         return device
     return torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rtdmd_lightning import sample
-from rtdmd_lightning.accelerator import process_device
+from rtdmd_lightning.accelerator import of_this_process, process_device
 from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.evaluation.images import read_image
 from rtdmd_lightning.inference import METHOD_STEPS, InferenceModel
@@ -106,7 +106,7 @@ def test_the_default_device_is_one_that_works(monkeypatch):
     assert torch.zeros(1, device=process_device(None)).sum() == 0
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert process_device("cpu") == torch.device("cpu")
-    assert str(process_device("xpu")) == "xpu:3" and str(process_device("xpu:1")) == "xpu:1"
+    assert [str(of_this_process(torch.device(name))) for name in ("cpu", "xpu", "xpu:1")] == ["cpu", "xpu:3", "xpu:1"]
 
 
 def test_the_pipelines_own_schedule_is_an_option(tiny_folder):
@@ -130,6 +130,7 @@ def test_the_resolution_of_the_bases_own_pipeline_is_the_default(tiny_folder):
         (["--prompt", "a", "--steps=0"], "number of steps"),
         (["--prompt", "a", "--steps=[500,1000]"], "steps must fall"),
         (["--prompt", "a", "--adapters", "/nowhere.pt"], "does not exist"),
+        (["--prompt", "a", "--device=nosuch"], "--device nosuch cannot be used"),
     ],
 )
 def test_bad_input_is_refused(options, wanted, arguments, tmp_path):

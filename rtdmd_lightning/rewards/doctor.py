@@ -117,7 +117,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("names", nargs="*", type=str, help=f"of {', '.join(REWARDS)}, or class paths; all by default")
     parser.add_argument("--device", type=str, help="to score on; by default an accelerator where there is one")
     options = parser.parse_args(arguments)
-    device = _device(options.device)
+    device = process_device(options.device)
     console = wide_console()
     diagnoses = []
     with hub_cache_only(), console.status("") as status:
@@ -130,13 +130,6 @@ def main(arguments: list[str]) -> None:
         console.print(f"- {problem}", soft_wrap=True, markup=False, highlight=False)
     if any(diagnosis.problems for diagnosis in diagnoses):
         sys.exit(1)
-
-
-def _device(wanted: str | None) -> torch.device:
-    try:
-        return torch.empty(0, device=process_device(wanted)).device
-    except (RuntimeError, AssertionError) as error:  # torch's for no such name, no such device, not built for it
-        raise UserError(f"--device {wanted} cannot be used: {error}") from error
 
 
 def _free_memory(device: torch.device) -> None:

@@ -49,14 +49,13 @@ def serve(
     """
     if min(batch_size, max_megabytes, max_waiting) < 1:
         raise UserError("--batch_size, --max_megabytes and --max_waiting must be at least 1")
-    served = build_reward(reward, options or {})
+    place, served = process_device(device), build_reward(reward, options or {})
     queue = ScoringQueue(batch_size, max_waiting)
     token = required_token(host, token_file)
     server = RewardServer((host, port), served, queue, token, max_megabytes * 2**20)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(f"{served.name}: listening on {address_of(server)}, loading", flush=True)
     # Scoring has the main thread: what cannot be loaded ends the process, and so does Ctrl-C.
-    place = process_device(device)
     with contextlib.suppress(KeyboardInterrupt):
         served.to(place)
         server.ready = True
