@@ -11,12 +11,19 @@ import sys
 from collections.abc import Iterator
 
 from jsonargparse import ArgumentError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 DEBUG_VARIABLE = "RTDMD_DEBUG"
 
 
 class UserError(ValueError):
     """Input that cannot be used; the message names the key, file or value and says what to do."""
+
+
+def require(condition: bool, sentence: str) -> None:
+    """Raise UserError with the sentence unless the condition holds."""
+    if not condition:
+        raise UserError(sentence)
 
 
 def first_line(error: BaseException) -> str:
@@ -39,6 +46,17 @@ def readable_errors() -> Iterator[None]:
         sentence = " ".join(str(told).split())
         print(f"error: {sentence} (set {DEBUG_VARIABLE}=1 for the traceback)", file=sys.stderr)
         sys.exit(2)
+
+
+@contextlib.contextmanager
+def refusals_of_libraries() -> Iterator[None]:
+    """While a command line's objects are made, what libraries raise of values that they cannot use is input at fault too."""
+    try:
+        yield
+    except (ValueError, MisconfigurationException) as error:
+        if _user_error_in(error) is not None:
+            raise
+        raise UserError(str(error)) from error
 
 
 def _user_error_in(error: BaseException | None) -> BaseException | None:

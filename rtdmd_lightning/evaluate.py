@@ -17,7 +17,7 @@ from lightning import Trainer
 
 from rtdmd_lightning.configuration import expand_config_arguments
 from rtdmd_lightning.data.prompts import load_prompts
-from rtdmd_lightning.errors import readable_errors
+from rtdmd_lightning.errors import readable_errors, refusals_of_libraries
 from rtdmd_lightning.evaluation.plan import ImageTask, in_batches, plan_images, settings_digest
 from rtdmd_lightning.evaluation.predict import DrawImages, ScoreImages
 from rtdmd_lightning.evaluation.report import write_report
@@ -62,7 +62,8 @@ def parse(arguments: list[str]) -> tuple[Evaluation, Trainer, dict[str, Any]]:
     parser.add_class_arguments(Trainer, "trainer")
     parser.set_defaults({"trainer.use_distributed_sampler": False})
     config = parser.parse_args(expand_config_arguments(arguments))
-    made = parser.instantiate(config)
+    with refusals_of_libraries():
+        made = parser.instantiate(config)
     evaluation = Evaluation(**{option.name: made[option.name] for option in fields(Evaluation)})
     return evaluation, made.trainer, config.clone().as_dict()["entries"]
 

@@ -9,6 +9,7 @@ import torch
 from rtdmd_lightning.adapters import Adapter, read, stack
 from rtdmd_lightning.adapters.reading import from_state_dict
 from rtdmd_lightning.adapters.writing import write_diffusers, write_published
+from rtdmd_lightning.errors import require
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.models.lora import LoraSettings, adapter_state_dict
 from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE
@@ -26,6 +27,8 @@ class ExportGenerator(L.Callback):
     """
 
     def __init__(self, name: str, every_n_updates: int | None = None) -> None:
+        if every_n_updates is not None:
+            require(every_n_updates >= 1, f"ExportGenerator: every_n_updates must be at least 1, not {every_n_updates}")
         self.name = name
         self.every_n_updates = every_n_updates
 

@@ -17,7 +17,7 @@ from torchvision.utils import make_grid, save_image
 from rtdmd_lightning.callbacks.diversity import DiversitySettings, within_prompt_diversity
 from rtdmd_lightning.callbacks.measures import DIVERSITY, Evaluation, Measures, sort_out, trained_weights
 from rtdmd_lightning.data.prompts import load_prompts
-from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.errors import UserError, require
 from rtdmd_lightning.modules.core import DistillationModule
 from rtdmd_lightning.modules.reinforcement import ReinforcementModule
 from rtdmd_lightning.rewards.base import Reward
@@ -32,6 +32,9 @@ class RewardEvalCallback(L.Callback):
 
     A module that is trained on rewards is scored by those too, listed or not. `eval/trained` is their weighted sum,
     `eval/held_out` that of the measures that are not trained on, by which to keep the best checkpoint.
+
+    A checkpoint callback is asked after updates alone, at its own interval: the evaluations before the first update and, off
+    the interval, after the last are logged and written like the others, but no `monitor` sees them.
 
     Args:
         prompts: held-out prompts, see `load_prompts`; they are read when the run starts.
@@ -59,6 +62,9 @@ class RewardEvalCallback(L.Callback):
     ) -> None:
         if len({reward.name for reward in rewards}) != len(rewards):
             raise UserError(f"reward names must differ: {[reward.name for reward in rewards]}")
+        counts = {"every_n_updates": every_n_updates, "batch_size": batch_size, "grid": grid}
+        for name, count in counts.items():
+            require(count >= 1, f"RewardEvalCallback: {name} must be at least 1, not {count}")
         self.prompts = prompts
         self.rewards = {reward.name: reward for reward in rewards}
         self.every_n_updates = every_n_updates

@@ -17,7 +17,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.errors import UserError, require
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,11 @@ class LoraSettings:
     alpha: int = 64
     seed: int = 0
     targets: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, f"model.lora.rank must be at least 1, not {self.rank}")
+        require(self.alpha >= 1, f"model.lora.alpha must be at least 1, not {self.alpha}")
+        require(self.targets != [], "model.lora.targets must name a layer; leave it out for the family's own")
 
     @property
     def scale(self) -> float:

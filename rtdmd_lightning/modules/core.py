@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from rtdmd_lightning.accelerator import synchronize
 from rtdmd_lightning.data.stream import PromptBatch
+from rtdmd_lightning.errors import require
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.models.sharding import gradient_sync_paused
 from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR, RolesModule
@@ -46,6 +47,9 @@ class DistillationModule(RolesModule):
         **shared: Any,
     ) -> None:
         super().__init__(backbone, **shared)
+        require(batch_size >= 1, f"model.batch_size must be at least 1, not {batch_size}")
+        require(0 <= ema_decay < 1, f"model.ema_decay must lie in [0, 1), not {ema_decay}")
+        require(ema_every >= 1, f"model.ema_every must be at least 1, not {ema_every}")
         self.automatic_optimization = False
         self.batch_size = batch_size
         self.generator_optimizer = generator_optimizer

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from rtdmd_lightning.data.rollout import Rollout, Scores, collect, shared_noise, with_advantages
 from rtdmd_lightning.data.stream import PromptBatch
-from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.errors import require
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.modules.cold_start import cold_start_files
 from rtdmd_lightning.modules.reinforcement import COLD_START, ReinforcementModule
@@ -66,8 +66,11 @@ class RTDMDModule(ReinforcementModule):
         **shared: Any,
     ) -> None:
         super().__init__(backbone, batch_size, guidance_scale, rewards, **shared)
-        if images_per_prompt < 2:
-            raise UserError(f"model.images_per_prompt must be at least 2, not {images_per_prompt}: a group is compared")
+        require(
+            images_per_prompt >= 2,
+            f"model.images_per_prompt must be at least 2, not {images_per_prompt}: a group is compared",
+        )
+        require(micro_batches >= 1, f"model.micro_batches must be at least 1, not {micro_batches}")
         self.cold_start, self.cold_start_fake = cold_start, cold_start_fake
         self.group_size, self.micro_batches = images_per_prompt, micro_batches
         self.trajectory_dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[trajectory_dtype]

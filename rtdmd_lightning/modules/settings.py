@@ -1,8 +1,10 @@
 """The groups of options that the modules take, as they appear in a config."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rtdmd_lightning.errors import require
 from rtdmd_lightning.sampling import check_eta, check_steps
 
 
@@ -19,6 +21,18 @@ class OptimizerSettings:
     eps: float = 1e-8
     max_grad_norm: float = 1.0
     decay_steps: int = 0
+
+    def __post_init__(self) -> None:
+        where = "model.generator_optimizer or model.fake_optimizer: "
+        _check_not_negative(
+            where,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            eps=self.eps,
+            decay_steps=self.decay_steps,
+        )
+        _check_positive(where, max_grad_norm=self.max_grad_norm)
+        require(all(0 <= beta < 1 for beta in self.betas), f"{where}betas must lie in [0, 1), not {list(self.betas)}")
 
     def learning_rate_at(self, step: int, max_steps: int) -> float:
         """The rate of generator update `step` of `max_steps` (counted from 0)."""
@@ -67,6 +81,14 @@ class Consistency:
     transition: Literal["cps", "posterior"] = "cps"
     max_delta: int = 200
 
+    def __post_init__(self) -> None:
+        _check_not_negative("model.consistency.", weight=self.weight)
+        _check_positive("model.consistency.", moves=self.moves)
+        require(
+            1 <= self.max_delta <= 1000,
+            f"model.consistency.max_delta must lie between 1 and 1000 timesteps, not {self.max_delta}",
+        )
+
 
 @dataclass(frozen=True)
 class PolicySettings:
@@ -91,6 +113,12 @@ class PolicySettings:
     exact_log_prob: bool = False
     kl_weight: float = 0.0
 
+    def __post_init__(self) -> None:
+        _check_not_negative(
+            "model.policy.", weight=self.weight, trained_steps=self.trained_steps, kl_weight=self.kl_weight
+        )
+        _check_positive("model.policy.", clip_range=self.clip_range, advantage_clip=self.advantage_clip)
+
 
 @dataclass(frozen=True)
 class FinalStepSettings:
@@ -106,3 +134,22 @@ class FinalStepSettings:
     reward_weight: float = 1e-4
     reward_ceiling: float = 3.0
     decode_chunk: int = 4
+
+    def __post_init__(self) -> None:
+        where = "model.final_step."
+        _check_not_negative(where, matching_weight=self.matching_weight, reward_weight=self.reward_weight)
+        _check_positive(where, decode_chunk=self.decode_chunk)
+        require(
+            math.isfinite(self.reward_ceiling),
+            f"{where}reward_ceiling must be a finite number, not {self.reward_ceiling}",
+        )
+
+
+def _check_not_negative(where: str, **values: float) -> None:
+    for name, value in values.items():
+        require(0 <= value < math.inf, f"{where}{name} must be a number from 0 up, not {value}")
+
+
+def _check_positive(where: str, **values: float) -> None:
+    for name, value in values.items():
+        require(0 < value < math.inf, f"{where}{name} must be above 0, not {value}")

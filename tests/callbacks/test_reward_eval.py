@@ -208,6 +208,12 @@ def test_without_a_log_folder_the_scores_are_still_there():
     assert callback().evaluate(fake_trainer(None), Student()).keys() == expected_scores().keys()
 
 
+@pytest.mark.parametrize("name", ["every_n_updates", "batch_size", "grid"])
+def test_counts_must_be_at_least_1(name):
+    with pytest.raises(UserError, match=f"{name} must be at least 1, not 0"):
+        callback(**{name: 0})
+
+
 def test_names_of_rewards_must_differ():
     with pytest.raises(UserError, match="reward names must differ"):
         callback(rewards=[Length(), Length()])

@@ -3,7 +3,14 @@
 import pytest
 
 from rtdmd_lightning.errors import UserError
-from rtdmd_lightning.modules.settings import OptimizerSettings, SamplerSettings
+from rtdmd_lightning.models.lora import LoraSettings
+from rtdmd_lightning.modules.settings import (
+    Consistency,
+    FinalStepSettings,
+    OptimizerSettings,
+    PolicySettings,
+    SamplerSettings,
+)
 
 
 def test_the_rate_falls_linearly_over_the_last_steps():
@@ -22,3 +29,35 @@ def test_it_is_constant_without_a_decay_or_an_end(decay_steps, max_steps):
 def test_a_stochasticity_outside_its_range_is_refused(options):
     with pytest.raises(UserError, match=rf"model\.sampler\.{next(iter(options))} must lie in \[0, 1\]"):
         SamplerSettings(**options)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "bad", "good"),
+    [
+        *[(OptimizerSettings, name, -1e-9, 0.0) for name in ("learning_rate", "weight_decay", "eps")],
+        (OptimizerSettings, "learning_rate", float("nan"), 1.0),
+        (OptimizerSettings, "decay_steps", -1, 0),
+        (OptimizerSettings, "max_grad_norm", 0.0, 1e-9),
+        (OptimizerSettings, "betas", (0.9, 1.0), (0.0, 0.999)),
+        (Consistency, "weight", -0.01, 0.0),
+        (Consistency, "moves", 0, 1),
+        (Consistency, "max_delta", 0, 1),
+        (Consistency, "max_delta", 1001, 1000),
+        (PolicySettings, "weight", -1.0, 0.0),
+        (PolicySettings, "kl_weight", -1.0, 0.0),
+        (PolicySettings, "trained_steps", -1, 0),
+        (PolicySettings, "clip_range", 0.0, 1e-9),
+        (PolicySettings, "advantage_clip", 0.0, 1e-9),
+        (FinalStepSettings, "matching_weight", -1.0, 0.0),
+        (FinalStepSettings, "reward_weight", -1.0, 0.0),
+        (FinalStepSettings, "reward_ceiling", float("inf"), -1.0),
+        (FinalStepSettings, "decode_chunk", 0, 1),
+        (LoraSettings, "rank", 0, 1),
+        (LoraSettings, "alpha", 0, 1),
+        (LoraSettings, "targets", [], None),
+    ],
+)
+def test_a_number_outside_its_range_is_refused_by_name(settings, name, bad, good):
+    with pytest.raises(UserError, match=rf"model\..*{name} must"):
+        settings(**{name: bad})
+    settings(**{name: good})
