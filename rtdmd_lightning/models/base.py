@@ -41,6 +41,10 @@ class Backbone(ABC):
     """Whether prompts that the cache lacks can be encoded."""
 
     @abstractmethod
+    def check(self) -> None:
+        """Raises UserError for what `load` would refuse, as far as it can be told without reading weights."""
+
+    @abstractmethod
     def load(self) -> nn.Module:
         """Read the weights and return the frozen transformer. Raises UserError for a folder that lacks a part."""
 

@@ -10,7 +10,8 @@ from torch import nn
 from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.models.flux import FluxBackbone
 from rtdmd_lightning.models.flux2 import Flux2Backbone
-from rtdmd_lightning.models.pipeline import PipelineBackbone, check_folder
+from rtdmd_lightning.models.folder import check_folder, read_config
+from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.models.sd3 import SD3Backbone
 
 FAMILIES: tuple[type[PipelineBackbone], ...] = (SD3Backbone, FluxBackbone, Flux2Backbone)
@@ -20,10 +21,7 @@ FLUX_LATENT_SIDE = 128  # the default of the pipelines whose transformers have n
 def family_of(pretrained: str) -> type[PipelineBackbone]:
     """The backbone class by the pipeline that a model index names. Raises UserError for a pipeline of no family here."""
     check_folder(pretrained, ["transformer"])
-    try:
-        name = DiffusionPipeline.load_config(pretrained)["_class_name"]
-    except OSError as error:
-        raise UserError(f"cannot read the base model {pretrained!r}: {error}") from error
+    name = read_config(DiffusionPipeline, pretrained).get("_class_name", "pipeline without a name")
     for family in FAMILIES:
         if family.pipeline_class.__name__ == name:
             return family
@@ -62,6 +60,6 @@ def load_transformer(pretrained: str, dtype: torch.dtype) -> nn.Module:
 
 def _default_resolution(family: type[PipelineBackbone], pretrained: str) -> int:
     """As the pipelines have it: the latents' default side times the autoencoder's factor."""
-    transformer = family.transformer_class.load_config(pretrained, subfolder="transformer")
-    levels = AutoencoderKL.load_config(pretrained, subfolder="vae")["block_out_channels"]
+    transformer = read_config(family.transformer_class, pretrained, "transformer")
+    levels = read_config(AutoencoderKL, pretrained, "vae")["block_out_channels"]
     return transformer.get("sample_size", FLUX_LATENT_SIDE) * 2 ** (len(levels) - 1)

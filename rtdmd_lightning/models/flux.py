@@ -54,7 +54,7 @@ class FluxBackbone(PackedBackbone):
         return Conditioning(embeds, pooled)
 
     def dynamic_mu(self, steps: int) -> float:
-        config = self.loaded.scheduler.config
+        config = self.scheduler_config
         return flux_mu(
             self.tokens,
             base_seq_len=config.base_image_seq_len,

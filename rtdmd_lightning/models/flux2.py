@@ -7,9 +7,9 @@ from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
 from diffusers.models.transformers.transformer_flux2 import Flux2SingleTransformerBlock, Flux2TransformerBlock
 from torch import Tensor, nn
 
-from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.errors import UserError, first_line
+from rtdmd_lightning.models.folder import check_folder, read_config
 from rtdmd_lightning.models.packed import PackedBackbone
-from rtdmd_lightning.models.pipeline import check_folder
 from rtdmd_lightning.objectives import flux2_mu
 from rtdmd_lightning.structures import Conditioning
 
@@ -44,14 +44,15 @@ class Flux2Backbone(PackedBackbone):
         super().__init__(pretrained, resolution, **options)
         self.generator_pretrained = generator_pretrained
 
-    def load(self) -> nn.Module:
-        transformer = super().load()
-        if self.loaded.config.is_distilled:
+    def check(self) -> None:
+        super().check()
+        if read_config(Flux2KleinPipeline, self.pretrained).get("is_distilled"):
             raise UserError(
                 f"{self.pretrained} is the distilled klein, which cannot teach with guidance; set pretrained to klein-base and "
                 "generator_pretrained to the distilled one"
             )
-        return transformer
+        if self.generator_pretrained is not None:
+            check_folder(self.generator_pretrained, ["transformer"])
 
     def load_generator_base(self) -> nn.Module | None:
         if self.generator_pretrained is None:
@@ -62,7 +63,9 @@ class Flux2Backbone(PackedBackbone):
                 self.generator_pretrained, subfolder="transformer", dtype=self.dtype
             )
         except OSError as error:
-            raise UserError(f"cannot load the generator's base {self.generator_pretrained!r}: {error}") from error
+            raise UserError(
+                f"cannot load the generator's base {self.generator_pretrained!r}: {first_line(error)}"
+            ) from error
         return self._frozen(transformer)
 
     def encode_with(self, pipeline: Any, prompts: list[str]) -> Conditioning:

@@ -22,7 +22,7 @@ class PackedBackbone(PipelineBackbone):
     @property
     def side(self) -> int:
         """Tokens along an edge of the image."""
-        return self.resolution // (2 * self.loaded.vae_scale_factor)
+        return self.resolution // (2 * self.vae_scale_factor)
 
     @property
     def tokens(self) -> int:
@@ -33,7 +33,7 @@ class PackedBackbone(PipelineBackbone):
 
     def sigmas(self, steps: Sequence[float]) -> tuple[float, ...]:
         """METHOD section 1; a scheduler without dynamic shifting (FLUX.1-schnell's) has a static shift instead."""
-        config = self.loaded.scheduler.config
+        config = self.scheduler_config
         if config.shift_terminal or (config.use_dynamic_shifting and config.time_shift_type != "exponential"):
             raise UserError(
                 f"{self.pretrained}: its scheduler's shift_terminal or time_shift_type is not one of this family"
@@ -46,6 +46,6 @@ class PackedBackbone(PipelineBackbone):
         return (*shifted, 0.0)
 
     def check_resolution(self) -> None:
-        multiple = 2 * self.loaded.vae_scale_factor
+        multiple = 2 * self.vae_scale_factor
         if self.resolution <= 0 or self.resolution % multiple:
             raise self.unrepresentable(multiple, "VAE factor x patches of 2x2")

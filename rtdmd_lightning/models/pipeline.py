@@ -1,15 +1,16 @@
 """What all families have in common: a diffusers pipeline in parts."""
 
-import json
 from abc import abstractmethod
-from pathlib import Path
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
-from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.errors import UserError, first_line, require
 from rtdmd_lightning.models.base import Backbone
+from rtdmd_lightning.models.folder import check_folder, read_config
 from rtdmd_lightning.models.identity import identity
 from rtdmd_lightning.structures import Conditioning
 
@@ -45,6 +46,9 @@ class PipelineBackbone(Backbone):
             raise UserError(
                 "a backbone with text_encoders=false needs an embedding_cache, which has the prompts' embeddings"
             )
+        require(
+            max_sequence_length >= 1, f"a backbone's max_sequence_length must be at least 1, not {max_sequence_length}"
+        )
         self.pretrained = pretrained
         self.resolution = resolution
         self.max_sequence_length = max_sequence_length
@@ -56,15 +60,18 @@ class PipelineBackbone(Backbone):
         self._text_pipeline: Any = None  # the one whose text encoders are loaded
         self._device = torch.device("cpu")
 
-    def load(self) -> nn.Module:
+    def check(self) -> None:
         self._check_folder()
+        self.check_resolution()
+
+    def load(self) -> nn.Module:
+        self.check()
         if self.embedding_cache is None:
             self.pipeline = self._text_pipeline = self._open()
         else:
             encoders = [part for part in self.encoders if part.startswith("text_encoder")]
             self.pipeline = self._open(**dict.fromkeys(encoders))
         self.pipeline.vae.to(torch.float32)  # decoded images, and reward gradients through them, are float32
-        self.check_resolution()
         return self._frozen(self.pipeline.transformer)
 
     def to(self, device: torch.device) -> None:
@@ -106,7 +113,22 @@ class PipelineBackbone(Backbone):
 
     @abstractmethod
     def check_resolution(self) -> None:
-        """Raises UserError for a resolution that the loaded pipeline cannot represent."""
+        """Raises UserError for a resolution that the pipeline cannot represent; reads configs only."""
+
+    @cached_property
+    def scheduler_config(self) -> Any:
+        """The scheduler's, its class's defaults filled in."""
+        return FlowMatchEulerDiscreteScheduler.from_config(self.read_config("scheduler")).config
+
+    @cached_property
+    def vae_scale_factor(self) -> int:
+        """Pixels along an edge of what one latent stands for, as the pipelines have it."""
+        return 2 ** (len(self.read_config("vae")["block_out_channels"]) - 1)
+
+    def read_config(self, part: str) -> dict[str, Any]:
+        """A part's config, without its weights."""
+        readers = {"scheduler": FlowMatchEulerDiscreteScheduler, "vae": AutoencoderKL}
+        return read_config(readers.get(part, self.transformer_class), self.pretrained, part)
 
     def unused_encoders(self) -> tuple[str, ...]:
         """Of `encoders`, those that the options leave out; they are not loaded."""
@@ -145,7 +167,7 @@ class PipelineBackbone(Backbone):
         try:
             pipeline = self.pipeline_class.from_pretrained(self.pretrained, dtype=self.dtype, **given)
         except OSError as error:
-            raise UserError(f"cannot load the base model {self.pretrained!r}: {error}") from error
+            raise UserError(f"cannot load the base model {self.pretrained!r}: {first_line(error)}") from error
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
@@ -163,19 +185,3 @@ class PipelineBackbone(Backbone):
         config = self.transformer_class.load_config(self.pretrained, subfolder="transformer")
         with torch.device("meta"):
             return self.transformer_class.from_config(config)
-
-
-def check_folder(pretrained: str, parts: list[str]) -> None:
-    """Raises UserError for what is neither a hub id nor a diffusers folder with these parts."""
-    folder = Path(pretrained)
-    if not folder.is_dir():
-        if pretrained.startswith(("/", ".")) or pretrained.count("/") != 1:
-            raise UserError(f"the base model folder {folder} does not exist")
-        return  # a hub id
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise UserError(f"the base model folder {folder} has no model_index.json; it should be a diffusers pipeline")
-    listed = json.loads(index.read_text())
-    missing = [part for part in parts if part not in listed or not (folder / part).is_dir()]
-    if missing:
-        raise UserError(f"the base model folder {folder} lacks {', '.join(missing)}")

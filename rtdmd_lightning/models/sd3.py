@@ -42,13 +42,12 @@ class SD3Backbone(PipelineBackbone):
         super().__init__(pretrained, resolution, max_sequence_length, **options)
         self.use_t5 = use_t5
 
-    def load(self) -> nn.Module:
-        transformer = super().load()
-        if self.loaded.scheduler.config.use_dynamic_shifting:
+    def check(self) -> None:
+        super().check()
+        if self.scheduler_config.use_dynamic_shifting:
             raise UserError(
                 f"{self.pretrained}: its scheduler has use_dynamic_shifting, which the SD3 family does not use"
             )
-        return transformer
 
     def unused_encoders(self) -> tuple[str, ...]:
         return () if self.use_t5 else T5_PARTS
@@ -65,11 +64,11 @@ class SD3Backbone(PipelineBackbone):
         return Conditioning(embeds, pooled)
 
     def latent_shape(self) -> tuple[int, ...]:
-        side = self.resolution // self.loaded.vae_scale_factor
+        side = self.resolution // self.vae_scale_factor
         return (self.loaded.transformer.config.in_channels, side, side)
 
     def sigmas(self, steps: Sequence[float]) -> tuple[float, ...]:
-        config = self.loaded.scheduler.config
+        config = self.scheduler_config
         shifted = shift_sigmas(steps, shift=config.shift, num_train_timesteps=config.num_train_timesteps)
         return (*shifted, 0.0)
 
@@ -94,7 +93,8 @@ class SD3Backbone(PipelineBackbone):
         return latents / config.scaling_factor + config.shift_factor
 
     def check_resolution(self) -> None:
-        multiple = self.loaded.vae_scale_factor * self.loaded.transformer.config.patch_size
-        largest = self.loaded.transformer.config.pos_embed_max_size * multiple
+        transformer = self.read_config("transformer")
+        multiple = self.vae_scale_factor * transformer["patch_size"]
+        largest = transformer["pos_embed_max_size"] * multiple
         if self.resolution % multiple or not 0 < self.resolution <= largest:
             raise self.unrepresentable(multiple, f"VAE factor x patch size) and at most {largest} (position embeddings")

@@ -2,6 +2,7 @@
 
 import copy
 from collections import Counter
+from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -29,12 +30,18 @@ class Weightless(PipelineBackbone):
         other.blocks = blocks
         return other
 
+    def check(self) -> None:
+        self.check_resolution()
+
+    def read_config(self, part: str) -> dict[str, Any]:
+        return self.configs.scheduler if part == "scheduler" else self.configs.parts[part].config
+
     def load(self) -> nn.Module:
+        self.check()
         transformer, vae = self._transformer(), materialise(self.configs.parts["vae"].build(), VAE_DTYPE)
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.configs.scheduler)
         rest = dict.fromkeys(self.encoders)
         self.pipeline = self.pipeline_class(transformer=transformer, vae=vae, scheduler=scheduler, **rest)
-        self.check_resolution()
         return self._frozen(transformer)
 
     def load_generator_base(self) -> nn.Module | None:
