@@ -1,8 +1,11 @@
 """`make demo`: a short cold start on the embedded teacher and a short stage 2, then a table and a picture of what they bought.
 
-Interrupted, it goes on where it stopped.
+Interrupted, it goes on where it stopped. A stage whose config or options have changed since is trained anew, and with stage 1 so
+is stage 2: its recipe, beside each run in `recipe.json`, includes the cold start that it goes on from.
 """
 
+import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -14,12 +17,15 @@ from torchvision.utils import make_grid, save_image
 
 from rtdmd_lightning import fit
 from rtdmd_lightning.command_line import run_command, wide_console
+from rtdmd_lightning.configuration import compose
 from rtdmd_lightning.data.prompts import load_prompts
 from rtdmd_lightning.errors import readable_errors
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.modules.core import DistillationModule
 from rtdmd_lightning.modules.roles import TEACHER
 from rtdmd_lightning.shapes.scoring import in_batches, strict_scores, teacher_images
+from rtdmd_lightning.starting import CHECKPOINTS, LAST, check_unused
+from rtdmd_lightning.study import write_json
 
 SEED = 0
 
@@ -42,10 +48,9 @@ def demo(
         options: overrides for the cold start, as on the command line of `rtdmd_lightning.fit`.
         rtdmd_options: overrides for stage 2.
     """
-    cold_start = fit.main(["--config", str(config), *(options or [])], resume=True)
+    cold_start = train(config, options or [])
     result = fit.log_folder(cold_start.trainer) / "cold_start"
-    arguments = ["--config", str(rtdmd_config), f"--model.cold_start={result}", *(rtdmd_options or [])]
-    rtdmd = fit.main(arguments, resume=True)
+    rtdmd = train(rtdmd_config, [f"--model.cold_start={result}", *(rtdmd_options or [])])
     metadata = load_prompts(f"shapes:held_out:{per_tag}")
     prompts = [entry["prompt"] for entry in metadata]
     table, images = None, []
@@ -70,6 +75,30 @@ def demo(
     console.print(
         f"the results: {result}/, {log_dir / 'rtdmd'}/ ; curves and pictures: make tensorboard (reads {log_dir.parent})"
     )
+
+
+def train(config: Path, options: list[str]) -> fit.FitCLI:
+    """Train a stage, or go on with it where its folder holds a run of the same recipe; one of another is deleted."""
+    arguments = ["--config", str(config), *options]
+    run = fit.parse(arguments)
+    folder = fit.log_folder(run.trainer)
+    recipe = {"config": compose(config), "options": options, "origin": run.model.origin()}
+    record, last = folder / "recipe.json", folder / CHECKPOINTS / LAST
+    if record.is_file():
+        same = json.loads(record.read_text()) == recipe
+        if same and last.is_file():
+            return fit.main([*arguments, f"--ckpt_path={last}"])
+        why = (
+            "was stopped before its first checkpoint"
+            if same
+            else "had another config, other options or another cold start"
+        )
+        print(f"{folder} {why}: it is trained anew", flush=True)
+        shutil.rmtree(folder)
+    check_unused(folder)  # a run that is not the demo's is never deleted
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(record, recipe)
+    return fit.main(arguments)
 
 
 def of_teacher(module: DistillationModule, prompts: list[str], steps: int, guidance_scale: float) -> Tensor:

@@ -1,6 +1,7 @@
 """A study: variants of a run, each with several seeds, and what a run of them leaves behind (`compare.py` trains them)."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
@@ -112,9 +113,12 @@ class Run:
 
     def execute(self, environment: dict[str, str]) -> None:
         """Train, or go on training, in a process of its own; its output goes to `output.log`. Raises UserError if it fails."""
+        record, log = self.folder / "run.json", self.folder / "output.log"
+        last = self.folder / "checkpoints" / "last.ckpt"
+        if record.is_file() and not last.is_file():
+            shutil.rmtree(self.folder)  # stopped before its first checkpoint: it begins again, among nothing of the old
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "run.json", {"recipe": self.recipe, "finished": False})
-        last, log = self.folder / "checkpoints" / "last.ckpt", self.folder / "output.log"
+        write_json(record, {"recipe": self.recipe, "finished": False})
         resume = [f"--ckpt_path={last}"] if last.is_file() else []
         with log.open("a") as output:
             command = [sys.executable, "-m", "rtdmd_lightning.fit", *self.arguments, *resume]
@@ -122,7 +126,7 @@ class Run:
         if status:
             said = log.read_text().rstrip().rpartition("\n")[2]
             raise UserError(f"{self.variant}, seed {self.seed}, failed with status {status} (see {log}): {said}")
-        write_json(self.folder / "run.json", {"recipe": self.recipe, "finished": True})
+        write_json(record, {"recipe": self.recipe, "finished": True})
 
     def curve(self, metrics: list[str]) -> Curve:
         """Raises UserError where the run did not evaluate what the study shows."""

@@ -143,6 +143,20 @@ def test_a_run_that_fails_stops_the_study_and_goes_on_from_its_checkpoint(write_
     assert processes.commands[1] == [*processes.commands[0], f"--ckpt_path={folder / 'checkpoints/last.ckpt'}"]
 
 
+def test_a_run_stopped_before_its_first_checkpoint_begins_again_among_nothing_of_the_old(
+    write_study, processes, tmp_path
+):
+    study, folder = write_study(), tmp_path / "runs/ours/seed_0"
+    processes.status = 7
+    with pytest.raises(UserError):
+        compare(study)
+    (folder / "images").mkdir()
+    processes.status = 0
+    compare(study)
+    assert processes.commands[1] == processes.commands[0] and not (folder / "images").exists()
+    assert (folder / "output.log").read_text().count("the reason") == 1
+
+
 def test_runs_at_the_same_time_share_the_cores(write_study, processes, monkeypatch):
     monkeypatch.setattr(comparing.os, "cpu_count", lambda: 12)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")

@@ -9,13 +9,11 @@
 """
 
 import json
-import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
@@ -23,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rtdmd_lightning.adapters.adapter import METHOD_SCALE, SCALE_KEY, Adapter, LayerUpdate
+from rtdmd_lightning.checkpointing import read_checkpoint
 from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.models.lora import read_adapter
 
@@ -90,12 +89,7 @@ def _read_published(path: Path) -> tuple[Adapter, bool]:
 
 
 def _read_checkpoint(path: Path, role: str) -> tuple[Adapter, bool]:
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path} is not a checkpoint of plain tensors, and nothing else is loaded") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(f"{path} is not a checkpoint of a training run: it has no state_dict")
+    checkpoint = read_checkpoint(path)
     # Keys begin with the module's attribute: `transformer`, or the generator's own base where it has one.
     state = {key.partition(".")[2]: value for key, value in checkpoint["state_dict"].items()}
     names = {match["name"] for key in state if (match := KEY.fullmatch(key))}

@@ -27,7 +27,7 @@ from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.modules.matching import MatchingModule
 from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR
-from rtdmd_lightning.objectives import cps_step
+from rtdmd_lightning.objectives import cps_step, renoise_level
 from rtdmd_lightning.randomness import SampleRandom, keyed_generator
 from rtdmd_lightning.structures import Conditioning, ExecutedStep, Trajectory
 
@@ -67,6 +67,16 @@ class ACDMDModule(MatchingModule):
         self.fake_update_ratio = fake_update_ratio
         self.random_stop = random_stop
         self.reuse_rollouts = reuse_rollouts
+
+    def check(self) -> None:
+        """Also refuses a schedule from one of whose levels there is nowhere to renoise to."""
+        super().check()
+        if not (self.sub_interval and self.random_stop):
+            return  # only the last level, 0, is renoised from
+        try:
+            renoise_level(torch.zeros(1), sigma_start=self.backbone.sigmas(self.sampler.steps)[1])
+        except ValueError as error:
+            raise UserError(f"model.sampler.steps {self.sampler.steps}: {error}") from error
 
     # The cycle --------------------------------------------------------------------------------------------------------
 

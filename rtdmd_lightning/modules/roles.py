@@ -18,6 +18,7 @@ from rtdmd_lightning.models import lora
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.models.lora import AdapterRoles, LoraSettings
 from rtdmd_lightning.models.sharding import shard
+from rtdmd_lightning.modules.origin import ORIGIN_KEY, Origin, origin
 from rtdmd_lightning.modules.settings import SamplerSettings
 from rtdmd_lightning.randomness import SampleRandom
 from rtdmd_lightning.sampling import StepNoise, rollout
@@ -66,7 +67,17 @@ class RolesModule(L.LightningModule, ABC):
         """Which adapters are active together in which role."""
         return {GENERATOR: (GENERATOR,), FAKE_SCORE: (FAKE_SCORE,), TEACHER: (), EMA: (EMA,)}
 
+    def origin(self) -> Origin:
+        """What a checkpoint must share with this run to be resumed by it."""
+        return origin(type(self).__name__, self.lora, self.frozen_adapters())
+
     # Building ---------------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raises UserError for what `configure_model` would refuse, as far as it can be told without reading weights."""
+        self.backbone.check()
+        self.backbone.sigmas(self.sampler.steps)
+        self.frozen_adapters()
 
     def configure_model(self) -> None:
         """Load the base, inject the adapters and shard, once: Lightning may call this again."""
@@ -91,7 +102,10 @@ class RolesModule(L.LightningModule, ABC):
             assert self.device_mesh is not None
             for base in self.bases:
                 shard(base, self.device_mesh["data_parallel"], self.backbone.block_classes)
-        self._configured = True
+        self._configured, self._origin = (
+            True,
+            self.origin(),
+        )  # as it is now: the cold start's files may change meanwhile
         self._parameters_of = {
             name: list(lora.adapter_parameters(home[name], name).values()) for name in (GENERATOR, FAKE_SCORE, EMA)
         }
@@ -190,5 +204,5 @@ class RolesModule(L.LightningModule, ABC):
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[SHARDED_KEY] = self._is_sharded
+        checkpoint[ORIGIN_KEY], checkpoint[SHARDED_KEY] = self._origin, self._is_sharded
         checkpoint[SCALE_KEY] = self.lora.scale  # no reader could tell it from the adapters

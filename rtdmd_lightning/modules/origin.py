@@ -1,0 +1,33 @@
+"""What a checkpoint belongs to, so that no run goes on from another one's."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.files import content_digest
+from rtdmd_lightning.models.lora import LoraSettings
+
+ORIGIN_KEY = "origin"
+Origin = dict[str, str]
+
+
+def origin(module: str, lora: LoraSettings, frozen_adapters: Mapping[str, str]) -> Origin:
+    """The class that is trained, the shape of its adapters, and a digest of each file that lies frozen under them."""
+    digests = {name: content_digest(Path(path)) for name, path in frozen_adapters.items()}
+    return {"module": module, "LoRA": f"rank {lora.rank}, alpha {lora.alpha}", **digests}
+
+
+def check_origin(checkpoint: Path, found: Origin | None, wanted: Origin) -> None:
+    """Raises UserError for a checkpoint of another origin than the run's, or of none."""
+    if found is None:
+        raise UserError(
+            f"{checkpoint} does not say which run it belongs to: it is not this project's, or an older version saved it; it "
+            "cannot be resumed, but --model.initial_adapter starts a run anew from a stage-1 generator"
+        )
+    for name in wanted | found:
+        if found.get(name) != wanted.get(name):
+            raise UserError(
+                f"{checkpoint} does not belong to this run: its {name} is {found.get(name, 'none')}, the run's is "
+                f"{wanted.get(name, 'none')}; resume it with the options that it was saved with (stage 2 takes stage 1's result "
+                "as --model.cold_start)"
+            )
