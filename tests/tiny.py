@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,11 +14,13 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from lightning import Callback
+from lightning import Callback, Trainer
 
+from rtdmd_lightning.data import RolloutDataModule
 from rtdmd_lightning.models import SD3Backbone
 from rtdmd_lightning.models.lora import LoraSettings, adapter_parameters
 from rtdmd_lightning.modules import ACDMDModule
+from rtdmd_lightning.modules.core import DistillationModule
 from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
 from rtdmd_lightning.shapes.text import JOINT_WIDTH, build_silent_t5, build_text_encoder, build_tokenizer
 from rtdmd_lightning.shapes.vae import build_vae
@@ -82,12 +85,26 @@ def tiny_module(folder: Path, backbone_options: dict | None = None, **options) -
     settings = {"batch_size": 4, "guidance_scale": (3.0, 3.0), "lora": LoraSettings(rank=4, alpha=8)}
     module = ACDMDModule(tiny_backbone(folder, **backbone_options or {}), **settings | options)
     module.configure_model()
+    move_adapters(module)
+    return module
+
+
+def move_adapters(module: DistillationModule) -> None:
+    """Off zero, each in its own direction."""
     generator = torch.Generator().manual_seed(1)
     for adapter in (GENERATOR, FAKE_SCORE, EMA):
         for path, parameter in adapter_parameters(module.transformer, adapter).items():
             if "lora_B" in path:
                 parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
-    return module
+
+
+def train(module: DistillationModule, steps: int = 1, callbacks: Sequence[Callback] = ()) -> Trainer:
+    """Some training steps in this process, on the embedded world's prompts."""
+    data = RolloutDataModule("shapes:train", module.batch_size, module.groups_per_step, module.images_per_prompt)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = Trainer(accelerator="cpu", devices=1, max_steps=steps, callbacks=list(callbacks), **quiet)
+    trainer.fit(module, data)
+    return trainer
 
 
 def write_config(folder: Path, pipeline: Path, checkpoint_every: int = 1, **model) -> Path:

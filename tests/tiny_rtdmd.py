@@ -7,12 +7,23 @@ import torch
 from torch import Tensor
 
 from rtdmd_lightning.callbacks.export import write_adapter
-from rtdmd_lightning.models.lora import adapter_state_dict
+from rtdmd_lightning.models.lora import LoraSettings, adapter_state_dict
+from rtdmd_lightning.modules import RTDMDModule
 from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE
 from rtdmd_lightning.modules.core import DistillationModule
 from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE
 from rtdmd_lightning.rewards.base import Reward
-from tests.tiny import CHECKPOINTS, OPTIMIZERS, REPOSITORY, backbone_config, tiny_module, write_yaml
+from rtdmd_lightning.rewards.mixture import RewardMixture
+from tests.tiny import (
+    CHECKPOINTS,
+    OPTIMIZERS,
+    REPOSITORY,
+    backbone_config,
+    move_adapters,
+    tiny_backbone,
+    tiny_module,
+    write_yaml,
+)
 
 
 class Redness(Reward):
@@ -23,6 +34,16 @@ class Redness(Reward):
 
     def score(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
         return (images[:, 0] - images[:, 1]).mean(dim=(1, 2)).tanh()
+
+
+class RednessOfCircles(Redness):
+    """The same for every image of a prompt that names no circle."""
+
+    name = "redness_of_circles"
+
+    def score(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
+        circles = torch.tensor([float("circle" in prompt) for prompt in prompts])
+        return circles * super().score(images, prompts, metadata) + 0.1 * (1 - circles)
 
 
 class Contrast(Reward):
@@ -45,6 +66,22 @@ def save_cold_start_of(module: DistillationModule, folder: Path) -> Path:
     write_adapter(adapter_state_dict(module.base_of(EMA), EMA), folder, module.backbone, module.lora)
     torch.save(adapter_state_dict(module.base_of(FAKE_SCORE), FAKE_SCORE), folder / FAKE_SCORE_FILE)
     return folder
+
+
+def tiny_rtdmd_module(pipeline: Path, cold_start: Path, **options) -> RTDMDModule:
+    """A configured module, its fresh adapters moved off zero so that no role is another's."""
+    settings = {
+        "batch_size": 4,
+        "guidance_scale": (3.0, 3.0),
+        "rewards": RewardMixture([Redness(), Contrast()], {"redness": 1.0, "contrast": 1.0}),
+        "lora": LoraSettings(rank=4, alpha=8),
+        "images_per_prompt": 4,
+        "micro_batches": 4,
+    }
+    module = RTDMDModule(tiny_backbone(pipeline), cold_start=str(cold_start), **settings | options)
+    module.configure_model()
+    move_adapters(module)
+    return module
 
 
 def write_rtdmd_config(

@@ -2,6 +2,7 @@
 
 import json
 import os
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rtdmd_lightning import fit
 from rtdmd_lightning.callbacks.alarm import CHECKPOINT
+from rtdmd_lightning.data.prompts import load_prompts
+from rtdmd_lightning.data.stream import PromptStream
 from tests.callbacks.test_reward_eval import PROMPTS
 from tests.tiny import STRATEGIES, load_checkpoint
 from tests.tiny_rtdmd import save_cold_start, write_rtdmd_config
@@ -94,6 +97,44 @@ def test_two_processes_make_the_single_process_epochs(strategy, syncs, pair, sin
     # One update of the fake score and one of the generator, over four micro-batches and up to twelve backward passes each;
     # FSDP2 reduces every block and the rest of the transformer apart.
     assert json.loads((tmp_path / "syncs.json").read_text())[strategy] == syncs
+
+
+# Two groups of two images in a micro-batch, one a process; a prompt without a circle gives its group no advantage. The last
+# step, whose samples are left out then, has weights that make it felt.
+SOME_ADVANTAGES = {
+    "images_per_prompt": 2,
+    "rewards": {
+        "rewards": [{"class_path": "tests.tiny_rtdmd.RednessOfCircles"}],
+        "weights": {"redness_of_circles": 1.0},
+    },
+    "final_step": {"matching_weight": 1.0, "reward_weight": 10.0},
+}
+
+
+@pytest.fixture(scope="module")
+def single_of_some(tiny_folder, cold_start, tmp_path_factory):
+    """Two epochs of four micro-batches in which both processes would have advantages, or either alone, or none."""
+    stream = PromptStream(load_prompts("shapes:train"), seed=0, repeats=2)
+    circles = ["circle" in stream[position][1]["prompt"] for position in range(0, 32, 2)]
+    assert set(zip(circles[0::2], circles[1::2], strict=True)) == set(product([False, True], repeat=2))
+    folder = tmp_path_factory.mktemp("single_of_some")
+    run = fit.main(["--config", str(write_rtdmd_config(folder, tiny_folder, cold_start, **SOME_ADVANTAGES))])
+    assert run.trainer.callback_metrics["policy/kept_samples"] == 2 * sum(circles[8:])
+    return folder
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_samples_without_an_advantage_count_for_nothing_wherever_they_are(
+    strategy, pair, single_of_some, tiny_folder, cold_start, tmp_path
+):
+    """A process that has none while the other does goes along, or the other would hang, and adds nothing."""
+    config = write_rtdmd_config(tmp_path, tiny_folder, cold_start, checkpoint_every=2, **SOME_ADVANTAGES)
+    pair.fit("--config", str(config), *STRATEGIES[strategy])
+    one, two = load_checkpoint(single_of_some)["state_dict"], load_checkpoint(tmp_path)["state_dict"]
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=0, atol=1e-5, msg=key)
+    moved = [value.abs().max() for key, value in one.items() if ".generator." in key and "lora_B" in key]
+    assert max(moved) > 3e-3  # of an adapter that starts at zero
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

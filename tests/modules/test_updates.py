@@ -1,0 +1,95 @@
+"""What one optimizer step does in either stage: whose gradient is clipped to which norm, and when the average moves."""
+
+import pytest
+import torch
+from lightning import Callback
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
+from rtdmd_lightning.modules.settings import OptimizerSettings
+from tests.tiny import tiny_module, train
+from tests.tiny_rtdmd import save_cold_start, tiny_rtdmd_module
+
+
+@pytest.fixture(scope="module")
+def modules(tiny_folder, tmp_path_factory):
+    """Either stage's small module, by its options."""
+    cold_start = save_cold_start(tiny_folder, tmp_path_factory.mktemp("cold_start"))
+    return {
+        "stage 1": lambda **options: tiny_module(tiny_folder, batch_size=2, fake_update_ratio=1, **options),
+        "stage 2": lambda **options: tiny_rtdmd_module(tiny_folder, cold_start, micro_batches=2, **options),
+    }
+
+
+def first_norms(module):
+    """Of each role's first update: the gradient norm that is reported, and that of the gradient which AdamW gets."""
+    reported, stepped = {}, {}
+    original = module.step_optimizer
+
+    def step_optimizer(role):
+        norm = original(role)
+        reported.setdefault(role, norm.item())
+        return norm
+
+    def before_step(optimizer, args, kwargs):
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        role = GENERATOR if parameters[0] is module.parameters_of(GENERATOR)[0] else FAKE_SCORE
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        stepped.setdefault(role, torch.nn.utils.get_total_norm(gradients).item())
+
+    module.step_optimizer = step_optimizer
+    hook = register_optimizer_step_pre_hook(before_step)
+    try:
+        train(module)
+    finally:
+        hook.remove()
+    return reported, stepped
+
+
+@pytest.mark.parametrize("stage", ["stage 1", "stage 2"])
+def test_a_gradient_is_clipped_to_its_roles_norm_and_a_smaller_one_left_alone(modules, stage):
+    free = OptimizerSettings(max_grad_norm=1e6)
+    reported, stepped = first_norms(modules[stage](generator_optimizer=free, fake_optimizer=free))
+    assert stepped == pytest.approx(reported, rel=1e-4)
+
+    bounds = {GENERATOR: reported[GENERATOR] / 3, FAKE_SCORE: reported[FAKE_SCORE] / 5}
+    options = {
+        "generator_optimizer": OptimizerSettings(learning_rate=0.0, max_grad_norm=bounds[GENERATOR]),
+        "fake_optimizer": OptimizerSettings(learning_rate=0.0, max_grad_norm=bounds[FAKE_SCORE]),
+    }
+    still_reported, stepped = first_norms(modules[stage](**options))
+    assert stepped == pytest.approx(bounds, rel=1e-2)
+    assert still_reported[FAKE_SCORE] == pytest.approx(reported[FAKE_SCORE], rel=1e-4)
+
+
+class Record(Callback):
+    """Generator and average after every training step."""
+
+    def __init__(self) -> None:
+        self.generator: list[torch.Tensor] = []
+        self.average: list[torch.Tensor] = []
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        self.on_train_batch_end(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer, pl_module, *rest) -> None:
+        for role, values in ((GENERATOR, self.generator), (EMA, self.average)):
+            values.append(torch.cat([p.detach().flatten() for p in pl_module.parameters_of(role)]))
+
+
+@pytest.mark.parametrize("stage", ["stage 1", "stage 2"])
+def test_the_average_moves_every_ema_every_updates(modules, stage):
+    """`ema <- decay·ema + (1-decay)·generator` after updates 2 and 4, and nothing in between."""
+    optimizer = OptimizerSettings(learning_rate=1e-2)
+    module = modules[stage](ema_decay=0.8, ema_every=2, generator_optimizer=optimizer)
+    record = Record()
+    train(module, 5, [record])
+    assert len(record.average) == 6
+    for update in range(1, 6):
+        before, average, generator = record.average[update - 1], record.average[update], record.generator[update]
+        assert not torch.equal(generator, record.generator[update - 1])
+        if update % 2:
+            assert torch.equal(average, before)
+        else:
+            torch.testing.assert_close(average, 0.8 * before + 0.2 * generator)
+            assert (average - before).abs().max() > 0.01
