@@ -48,10 +48,10 @@ def demo(
         options: overrides for the cold start, as on the command line of `rtdmd_lightning.fit`.
         rtdmd_options: overrides for stage 2.
     """
+    metadata = load_prompts(f"shapes:held_out:{per_tag}")  # a wrong number is told before anything is trained
     cold_start = train(config, options or [])
     result = fit.log_folder(cold_start.trainer) / "cold_start"
     rtdmd = train(rtdmd_config, [f"--model.cold_start={result}", *(rtdmd_options or [])])
-    metadata = load_prompts(f"shapes:held_out:{per_tag}")
     prompts = [entry["prompt"] for entry in metadata]
     table, images = None, []
     for name, draw in {
