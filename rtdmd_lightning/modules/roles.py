@@ -102,10 +102,8 @@ class RolesModule(L.LightningModule, ABC):
             assert self.device_mesh is not None
             for base in self.bases:
                 shard(base, self.device_mesh["data_parallel"], self.backbone.block_classes)
-        self._configured, self._origin = (
-            True,
-            self.origin(),
-        )  # as it is now: the cold start's files may change meanwhile
+        self._configured = True
+        self._origin = self.origin()  # as it is now: the cold start's files may change meanwhile
         self._parameters_of = {
             name: list(lora.adapter_parameters(home[name], name).values()) for name in (GENERATOR, FAKE_SCORE, EMA)
         }
