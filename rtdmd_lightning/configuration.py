@@ -5,15 +5,18 @@ key by key, everything else replaced), the config itself last. `python -m rtdmd_
 and B in the same manner, and options on the command line come after all of them.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.errors import UserError, user_error_in
 
 
 def compose(path: Path) -> dict[str, Any]:
@@ -64,3 +67,14 @@ def expand_config_arguments(arguments: list[str]) -> list[str]:
             raise UserError("--config wants the path of a YAML file")
         expanded.append(f"--config={yaml.safe_dump(compose(Path(path)), sort_keys=False)}")
     return expanded
+
+
+@contextmanager
+def refusals_of_libraries() -> Iterator[None]:
+    """While a command line's objects are made, what libraries raise of values that they cannot use is input at fault too."""
+    try:
+        yield
+    except (ValueError, MisconfigurationException) as error:
+        if user_error_in(error) is not None:
+            raise
+        raise UserError(str(error)) from error

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator
 
 from jsonargparse import ArgumentError
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 DEBUG_VARIABLE = "RTDMD_DEBUG"
 
@@ -40,7 +39,7 @@ def readable_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = _user_error_in(error)
+        told = user_error_in(error)
         if told is None or os.environ.get(DEBUG_VARIABLE):
             raise
         sentence = " ".join(str(told).split())
@@ -48,18 +47,7 @@ def readable_errors() -> Iterator[None]:
         sys.exit(2)
 
 
-@contextlib.contextmanager
-def refusals_of_libraries() -> Iterator[None]:
-    """While a command line's objects are made, what libraries raise of values that they cannot use is input at fault too."""
-    try:
-        yield
-    except (ValueError, MisconfigurationException) as error:
-        if _user_error_in(error) is not None:
-            raise
-        raise UserError(str(error)) from error
-
-
-def _user_error_in(error: BaseException | None) -> BaseException | None:
+def user_error_in(error: BaseException | None) -> BaseException | None:
     """Of the error and those it was raised from: a `UserError`, or else the innermost that the parser raised.
 
     jsonargparse wraps what it refuses, and what a constructor raises, in sentences that quote the whole configuration.

@@ -15,9 +15,9 @@ from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 from lightning import Trainer
 
-from rtdmd_lightning.configuration import expand_config_arguments
+from rtdmd_lightning.configuration import expand_config_arguments, refusals_of_libraries
 from rtdmd_lightning.data.prompts import load_prompts
-from rtdmd_lightning.errors import readable_errors, refusals_of_libraries
+from rtdmd_lightning.errors import readable_errors
 from rtdmd_lightning.evaluation.plan import ImageTask, in_batches, plan_images, settings_digest
 from rtdmd_lightning.evaluation.predict import DrawImages, ScoreImages
 from rtdmd_lightning.evaluation.report import write_report

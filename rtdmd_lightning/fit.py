@@ -11,9 +11,9 @@ from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from rtdmd_lightning.configuration import expand_config_arguments
+from rtdmd_lightning.configuration import expand_config_arguments, refusals_of_libraries
 from rtdmd_lightning.data import RolloutDataModule
-from rtdmd_lightning.errors import UserError, readable_errors, refusals_of_libraries
+from rtdmd_lightning.errors import UserError, readable_errors
 from rtdmd_lightning.modules.core import DistillationModule
 from rtdmd_lightning.starting import check_start
 
