@@ -10,6 +10,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from rtdmd_lightning.errors import UserError
 
+CHECKPOINTS, LAST = "checkpoints", "last.ckpt"  # where a run keeps them, and the one to go on from
 METADATA = "meta.pt"  # of a distributed checkpoint, a folder: all but the tensors
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from rtdmd_lightning import fit
+from rtdmd_lightning.checkpointing import CHECKPOINTS, LAST
 from rtdmd_lightning.command_line import run_command, wide_console
 from rtdmd_lightning.configuration import compose
 from rtdmd_lightning.data.prompts import load_prompts
@@ -24,7 +25,7 @@ from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.modules.core import DistillationModule
 from rtdmd_lightning.modules.roles import TEACHER
 from rtdmd_lightning.shapes.scoring import in_batches, strict_scores, teacher_images
-from rtdmd_lightning.starting import CHECKPOINTS, LAST, check_unused
+from rtdmd_lightning.starting import check_unused
 from rtdmd_lightning.study import write_json
 
 SEED = 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 
-from rtdmd_lightning.checkpointing import read_checkpoint
+from rtdmd_lightning.checkpointing import CHECKPOINTS, LAST, read_checkpoint
 from rtdmd_lightning.data.stream import samples_per_process
 from rtdmd_lightning.errors import UserError, require
 from rtdmd_lightning.modules.core import DistillationModule
@@ -16,7 +16,6 @@ from rtdmd_lightning.modules.origin import ORIGIN_KEY, check_origin
 from rtdmd_lightning.modules.roles import SHARDED_KEY
 
 PRECISIONS = (None, 32, "32", "32-true", "bf16", "bf16-mixed")  # as configs may write the two that there are
-CHECKPOINTS, LAST = "checkpoints", "last.ckpt"
 
 
 def check_start(

@@ -10,6 +10,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from rtdmd_lightning.checkpointing import CHECKPOINTS, LAST
 from rtdmd_lightning.configuration import compose
 from rtdmd_lightning.curves import Curve, read_curve
 from rtdmd_lightning.errors import UserError
@@ -114,7 +115,7 @@ class Run:
     def execute(self, environment: dict[str, str]) -> None:
         """Train, or go on training, in a process of its own; its output goes to `output.log`. Raises UserError if it fails."""
         record, log = self.folder / "run.json", self.folder / "output.log"
-        last = self.folder / "checkpoints" / "last.ckpt"
+        last = self.folder / CHECKPOINTS / LAST
         if record.is_file() and not last.is_file():
             shutil.rmtree(self.folder)  # stopped before its first checkpoint: it begins again, among nothing of the old
         self.folder.mkdir(parents=True, exist_ok=True)

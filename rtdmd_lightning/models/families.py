@@ -48,7 +48,7 @@ def skeleton(pretrained: str) -> nn.Module:
     """The base's transformer without weights: every layer has its name and its shape, on the meta device."""
     transformer_class = family_of(pretrained).transformer_class
     with torch.device("meta"):
-        return transformer_class.from_config(transformer_class.load_config(pretrained, subfolder="transformer"))
+        return transformer_class.from_config(read_config(transformer_class, pretrained, "transformer"))
 
 
 def load_transformer(pretrained: str, dtype: torch.dtype) -> nn.Module:

@@ -182,6 +182,5 @@ class PipelineBackbone(Backbone):
 
     def _outline(self) -> nn.Module:
         """The transformer's shapes, which SD3's pipeline asks for when it encodes without T5."""
-        config = self.transformer_class.load_config(self.pretrained, subfolder="transformer")
         with torch.device("meta"):
-            return self.transformer_class.from_config(config)
+            return self.transformer_class.from_config(self.read_config("transformer"))
