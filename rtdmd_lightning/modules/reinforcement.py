@@ -50,11 +50,16 @@ class ReinforcementModule(MatchingModule):
         **shared: Any,
     ) -> None:
         super().__init__(backbone, batch_size, guidance_scale, **shared)
-        stochastic = len(self.sampler.steps) - 1
-        if policy.weight and not 1 <= policy.trained_steps <= stochastic:
+        stochastic = range(len(self.sampler.steps) - 1)
+        self.candidates = list(stochastic) if policy.steps is None else sorted(policy.steps)
+        if len(set(self.candidates)) != len(self.candidates) or not set(self.candidates) <= set(stochastic):
             raise UserError(
-                f"model.policy.trained_steps must lie between 1 and {stochastic}, the number of stochastic steps, "
-                f"not {policy.trained_steps}"
+                f"model.policy.steps must be different ones of the stochastic steps {list(stochastic)}, not {policy.steps}"
+            )
+        if policy.weight and not 1 <= policy.trained_steps <= len(self.candidates):
+            raise UserError(
+                f"model.policy.trained_steps must lie between 1 and {len(self.candidates)}, the number of stochastic steps "
+                f"that may be chosen, not {policy.trained_steps}"
             )
         if policy.weight and self.sampler.eta == 0:
             raise UserError("with model.sampler.eta 0 no step is stochastic: set model.policy.weight to 0")

@@ -103,8 +103,8 @@ class RTDMDModule(ReinforcementModule):
         """The stochastic steps that are trained: a function of (seed, epoch), so the same on all ranks."""
         if not self.policy.weight:
             return []
-        order = torch.randperm(len(self.sampler.steps) - 1, generator=keyed_generator(self.seed, epoch, "steps"))
-        return sorted(order[: self.policy.trained_steps].tolist())
+        order = torch.randperm(len(self.candidates), generator=keyed_generator(self.seed, epoch, "steps"))
+        return sorted(self.candidates[number] for number in order[: self.policy.trained_steps].tolist())
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         epoch = self.global_step

@@ -96,6 +96,7 @@ class PolicySettings:
 
     weight: of the policy loss; 0 trains by back-propagation through the last step alone, without these steps' passes.
     trained_steps: how many of the stochastic steps are trained per epoch, chosen at random; all of them is plain GRPO.
+    steps: which ones may be chosen, by their numbers from 0; by default every stochastic one.
     shared_noise: a stochastic step that is not chosen gives a whole prompt group the same noise.
     clip_range: of the probability ratio. It is tuned to `cps_log_prob`'s scale.
     advantage_clip: advantages beyond are cut.
@@ -106,6 +107,7 @@ class PolicySettings:
 
     weight: float = 1.0
     trained_steps: int = 2
+    steps: list[int] | None = None
     shared_noise: bool = True
     clip_range: float = 1e-5
     advantage_clip: float = 5.0

@@ -119,3 +119,11 @@ def test_another_number_of_trained_steps(tiny_folder, cold_start, trained_steps)
     module = tiny_rtdmd_module(tiny_folder, cold_start, policy=policy)
     drawn = {tuple(module.chosen_steps(epoch)) for epoch in range(40)}
     assert drawn == set(combinations(STOCHASTIC, trained_steps))
+
+
+@pytest.mark.parametrize(("trained_steps", "steps"), [(1, [0]), (1, [2, 0]), (2, [0, 2])])
+def test_steps_are_chosen_among_those_that_may_be(tiny_folder, cold_start, trained_steps, steps):
+    policy = PolicySettings(trained_steps=trained_steps, steps=steps)
+    module = tiny_rtdmd_module(tiny_folder, cold_start, policy=policy)
+    drawn = {tuple(module.chosen_steps(epoch)) for epoch in range(40)}
+    assert drawn == set(combinations(sorted(steps), trained_steps))

@@ -107,6 +107,9 @@ def test_refused(tmp_path, tiny_folder, cold_start):
     config = str(write_rtdmd_config(tmp_path, tiny_folder, cold_start))
     for option, message in (
         ("--model.policy.trained_steps=4", "trained_steps must lie between 1 and 3"),
+        ("--model.policy.steps=[0]", "trained_steps must lie between 1 and 1"),
+        ("--model.policy.steps=[0,3]", "stochastic steps [0, 1, 2], not [0, 3]"),
+        ("--model.policy.steps=[1,1]", "different ones of the stochastic steps"),
         ("--model.sampler.eta=0", "no step is stochastic"),
         ("--model.images_per_prompt=3", "16 is no multiple of model.images_per_prompt 3"),
         ("--model.cold_start=/nowhere.pt", "/nowhere.pt does not exist"),
