@@ -10,7 +10,6 @@ import platform
 import resource
 import statistics
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass
@@ -82,10 +81,7 @@ def peak_memory(device: torch.device) -> float:
 def measure(config: Path, options: list[str], warm_up: int, repeats: int) -> dict:
     """Timings in seconds, memory in MiB, and what they were measured on."""
     imported = peak_memory(torch.device("cpu"))
-    with tempfile.TemporaryDirectory() as folder:  # Lightning writes the configuration of every run
-        bare = ["callbacks=null", "logger=false", "enable_checkpointing=false", "enable_progress_bar=false"]
-        bare += [f"max_steps={warm_up + repeats}", f"default_root_dir={folder}"]
-        run = fit.parse(["--config", str(config), *options, *(f"--trainer.{option}" for option in bare)])
+    with fit.bare_run(config, [*options, "--trainer.enable_progress_bar=false"], warm_up + repeats) as run:
         module, stopwatch = run.model, Stopwatch(warm_up)
         if not isinstance(module, ACDMDModule):
             raise UserError(f"{config} is not a cold start; this measures ACDMDModule, not {type(module).__name__}")

@@ -4,7 +4,10 @@
 """
 
 import sys
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lightning import Trainer
@@ -55,6 +58,18 @@ def parse(arguments: list[str], cli: type[FitCLI] = FitCLI) -> FitCLI:
             auto_configure_optimizers=False,
             run=False,
         )
+
+
+@contextmanager
+def bare_run(config: Path, options: list[str], max_steps: int) -> Iterator[FitCLI]:
+    """A config's run of some steps, to be measured: without callbacks, logger and checkpoints, in a folder that goes with it.
+
+    `options` are overrides as on the command line; what makes the run bare comes after them.
+    """
+    with tempfile.TemporaryDirectory() as folder:  # Lightning writes the configuration of every run
+        bare = ["callbacks=null", "logger=false", "enable_checkpointing=false"]
+        bare += [f"max_steps={max_steps}", f"default_root_dir={folder}"]
+        yield parse(["--config", str(config), *options, *(f"--trainer.{option}" for option in bare)])
 
 
 def log_folder(trainer: Trainer) -> Path:

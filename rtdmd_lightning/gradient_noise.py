@@ -7,7 +7,6 @@ nowhere moves the weights all the same: train it on other steps, with more image
 """
 
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,9 @@ from rtdmd_lightning.errors import UserError, readable_errors
 from rtdmd_lightning.modules import RTDMDModule
 from rtdmd_lightning.modules.roles import GENERATOR
 from rtdmd_lightning.modules.settings import FinalStepSettings
+
+STILL = ["--model.generator_optimizer.learning_rate=0", "--model.fake_optimizer.learning_rate=0"]
+ONE_PROCESS = ["--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto"]
 
 
 @dataclass
@@ -57,7 +59,7 @@ class Moments:
     @property
     def share(self) -> float:
         """Signal in power: the expected cosine of two micro-batches' gradients, about."""
-        return self.signal / self.power
+        return self.signal / self.power if self.power else 0.0  # no sample of any group had an advantage
 
     def cosine(self, count: int) -> float:
         """Of the average over `count` micro-batches with the true mean, about."""
@@ -74,7 +76,7 @@ def gradient(module: RTDMDModule, loss: Tensor) -> Tensor:
 
 
 def terms(
-    module: RTDMDModule, rollout: Rollout, chosen: Sequence[int], scale: float
+    module: RTDMDModule, rollout: Rollout, chosen: Sequence[int], guidance_scale: float
 ) -> dict[str, Callable[[], Tensor]]:
     """The generator's loss of one micro-batch in its parts, with the weights that they have in the run."""
     rows = module.kept_rows(rollout)
@@ -85,7 +87,7 @@ def terms(
 
     def last(part: FinalStepSettings) -> Tensor:
         with mock.patch.object(module, "final_step", part):
-            return module.final_step_loss(rollout, rows, scale)
+            return module.final_step_loss(rollout, rows, guidance_scale)
 
     if whole.reward_weight:
         parts["reward back-propagation"] = partial(last, replace(whole, matching_weight=0.0))
@@ -97,26 +99,15 @@ def terms(
 def measure(config: Path, options: list[str], epochs: int) -> tuple[dict[str, Moments], int]:
     """The moments of each term over the micro-batches of some epochs, and how many of these an epoch has."""
     moments: dict[str, Moments] = defaultdict(Moments)
-    with tempfile.TemporaryDirectory() as folder:  # Lightning writes the configuration of every run
-        still = ["generator_optimizer.learning_rate=0", "fake_optimizer.learning_rate=0"]
-        bare = [
-            "callbacks=null",
-            "logger=false",
-            "enable_checkpointing=false",
-            "devices=1",
-            "num_nodes=1",
-            "strategy=auto",
-        ]
-        bare += [f"max_steps={epochs}", f"default_root_dir={folder}"]
-        arguments = [*(f"--model.{option}" for option in still), *(f"--trainer.{option}" for option in bare)]
-        run = fit.parse(["--config", str(config), *options, *arguments])
+    with fit.bare_run(config, [*options, *STILL, *ONE_PROCESS], epochs) as run:
         module = run.model
         if not isinstance(module, RTDMDModule):
             raise UserError(f"{config} is not a stage 2; this measures RTDMDModule, not {type(module).__name__}")
 
         def take_apart(rollouts: Sequence[Rollout], epoch: int, chosen: Sequence[int]) -> None:
+            guidance_scale = module.draw_guidance(epoch)
             for rollout in rollouts:
-                for name, loss in terms(module, rollout, chosen, module.draw_guidance(epoch)).items():
+                for name, loss in terms(module, rollout, chosen, guidance_scale).items():
                     moments[name].add(gradient(module, loss() / len(rollout.advantages)))
             module.step_optimizer(GENERATOR)  # no gradients: nothing moves, but the epoch is counted
 
@@ -138,8 +129,8 @@ def gradient_noise(
     if epochs < 1:
         raise UserError(f"epochs must be at least 1, not {epochs}")
     moments, micro_batches = measure(config, options or [], epochs)
-    if epochs * micro_batches < 2:
-        raise UserError("one gradient has no noise to be told: give more epochs")
+    if once := [name for name, of_term in moments.items() if of_term.count < 2]:
+        raise UserError(f"of {', '.join(once)} there is one gradient, whose noise cannot be told: give more epochs")
     table = Table(title=f"{config}: {epochs} epochs of {micro_batches} micro-batches")
     for column in ("term", "norm of one", "norm of the mean", "mean in one (power)", "cosine of an epoch"):
         table.add_column(column, justify="left" if column == "term" else "right")

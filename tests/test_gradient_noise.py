@@ -42,6 +42,7 @@ def test_the_cosine_of_an_average_with_the_true_mean():
 
 def test_without_a_signal_an_average_points_nowhere():
     assert moments_of(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])).cosine(100) == 0
+    assert moments_of(torch.zeros(2, 2)).cosine(100) == 0
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +59,8 @@ def test_the_terms_add_up_to_the_gradient_of_the_run(tmp_path, tiny_folder, cold
     assert micro_batches == 4 and all(moment.count == 4 for moment in moments.values())
     policy = [name for name in moments if name.startswith("policy")]
     assert len(policy) == 2 and moments.keys() - set(policy) == {"reward back-propagation", "AC-DMD"}
-    total = (
-        sum(moment.total / 4 for moment in moments.values()) / 3
-    )  # METHOD: the mean over the trained steps, the last among them
+    # METHOD: the mean over the trained steps, the last among them.
+    total = sum(moment.total / 4 for moment in moments.values()) / 3
     assert torch.as_tensor(total).norm() == pytest.approx(logged["generator/grad_norm"].item(), rel=1e-3)
 
 
@@ -83,6 +83,9 @@ def test_refused(tmp_path, tiny_folder, cold_start):
         measure(write_config(tmp_path, tiny_folder), [], 1)
     with pytest.raises(UserError, match="epochs must be at least 1"):
         gradient_noise.gradient_noise(write_rtdmd_config(tmp_path, tiny_folder, cold_start), epochs=0)
+    single = ["--model.micro_batches=1", "--model.policy.trained_steps=1"]
+    with pytest.raises(UserError, match="there is one gradient, whose noise cannot be told"):
+        gradient_noise.gradient_noise(write_rtdmd_config(tmp_path, tiny_folder, cold_start), single, epochs=1)
 
 
 def test_the_table(tmp_path, tiny_folder, cold_start, capsys):
