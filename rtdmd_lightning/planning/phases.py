@@ -71,7 +71,8 @@ def reinforcement_phases(module: RTDMDModule, local: int) -> Phases:
     """Of a micro-batch of `local` samples of stage 2; the other ones of the epoch have left their gradients."""
     batch = PromptBatch([""] * local, [{}] * local, list(range(local)))
     rows = list(range(local))
-    chosen = module.chosen_steps(0)
+    # Any of them: as many as an epoch trains, and among fake tensors there is nothing to draw with.
+    chosen = module.candidates[: module.policy.trained_steps if module.policy.weight else 0]
     made: list[Rollout] = []
     reward, chunk = module.differentiable_reward, module.final_step.decode_chunk
 
