@@ -1,6 +1,7 @@
 """Train: `python -m rtdmd_lightning.fit --config configs/cold_start/tiny_sd3.yaml [--model.… --trainer.… --data.…]`.
 
-`--ckpt_path PATH` resumes. `--help` lists every option, `--print_config` prints the whole configuration.
+`--ckpt_path PATH` resumes, `--ckpt_path last` wherever this run was cut off (or begins it). `--help` lists every option,
+`--print_config` prints the whole configuration.
 """
 
 import sys
@@ -34,7 +35,8 @@ class FitCLI(LightningCLI):
     """Lightning's command line with what data and model share written once, under `model`."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--ckpt_path", type=str | None, default=None, help="checkpoint to resume from")
+        wanted = "checkpoint to go on from; 'last': the run's own, if it has one yet"
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help=wanted)
         parser.link_arguments("seed_everything", "model.init_args.seed")
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("model.batch_size", "data.batch_size", apply_on="instantiate")
@@ -82,12 +84,9 @@ def log_folder(trainer: Trainer) -> Path:
 def main(arguments: list[str]) -> FitCLI:
     """Parse, build and fit; returns the finished CLI with its trainer and modules."""
     cli = parse(arguments)
-    ckpt_path = cli.config["ckpt_path"]
-    check_start(
-        cli.trainer, cli.model, cli.config["trainer"]["precision"], None if ckpt_path is None else Path(ckpt_path)
-    )
+    checkpoint = check_start(cli.trainer, cli.model, cli.config["trainer"]["precision"], cli.config["ckpt_path"])
     try:
-        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=ckpt_path)
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint)
     except MisconfigurationException as error:  # trainer options that contradict one another
         raise UserError(str(error)) from error
     return cli

@@ -19,19 +19,30 @@ PRECISIONS = (None, 32, "32", "32-true", "bf16", "bf16-mixed")  # as configs may
 
 
 def check_start(
-    trainer: Trainer, module: DistillationModule, precision: str | int | None, checkpoint: Path | None
-) -> None:
-    """Raises UserError for a run that cannot be, begun anew or gone on with from a checkpoint.
+    trainer: Trainer, module: DistillationModule, precision: str | int | None, ckpt_path: str | None
+) -> Path | None:
+    """The checkpoint to go on from, None to begin. Raises UserError for a run that cannot be.
 
-    `precision` is what was asked for: on a CPU Lightning puts another in the place of some.
+    `precision` is what was asked for: on a CPU Lightning puts another in the place of some. `ckpt_path` is a checkpoint, or
+    "last": this run's own last one, and where it has saved none yet, the beginning.
     """
     check_trainer(trainer, precision)
     samples_per_process(module.batch_size, trainer.world_size)
     module.check()
-    if checkpoint is not None:
-        check_resumable(checkpoint, trainer, module)
-    elif trainer.logger is not None and trainer.log_dir is not None:
-        check_unused(Path(trainer.log_dir))
+    folder = None if trainer.logger is None or trainer.log_dir is None else Path(trainer.log_dir)
+    if ckpt_path is None:
+        if folder is not None:
+            check_unused(folder)
+        return None
+    checkpoint = Path(ckpt_path)
+    if ckpt_path == "last":
+        if folder is None:
+            raise UserError("ckpt_path last is looked for where the run writes, and this one has no trainer.logger")
+        checkpoint = folder / CHECKPOINTS / LAST
+        if not checkpoint.exists():
+            return None
+    check_resumable(checkpoint, trainer, module)
+    return checkpoint
 
 
 def check_trainer(trainer: Trainer, precision: str | int | None) -> None:
@@ -62,8 +73,7 @@ def check_unused(folder: Path) -> None:
     """Refuse to begin a run among another one's evaluations and checkpoints: nobody could tell the two apart."""
     if not (folder / "eval.jsonl").exists() and not any((folder / CHECKPOINTS).glob("*.ckpt")):
         return
-    last = folder / CHECKPOINTS / LAST
-    resume = f"go on with it by --ckpt_path={last}, or " if last.exists() else ""
+    resume = "go on with it by --ckpt_path=last, or " if (folder / CHECKPOINTS / LAST).exists() else ""
     raise UserError(
         f"{folder} holds a run already: {resume}give this one another --trainer.logger.init_args.name, or delete that folder"
     )

@@ -168,11 +168,10 @@ def test_a_second_start_is_refused_and_leaves_the_first_runs_files_as_they_are(c
     fit.main(["--config", config, "--trainer.max_steps=1"])
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     sentence = sentence_at_start("--config", config)
-    last = run / "checkpoints/last.ckpt"
-    assert f"{run} holds a run already: go on with it by --ckpt_path={last}, or give" in sentence
+    assert f"{run} holds a run already: go on with it by --ckpt_path=last, or give" in sentence
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
-    fit.main(["--config", config, f"--ckpt_path={last}"])
+    fit.main(["--config", config, "--ckpt_path=last"])
     assert [json.loads(row)["step"] for row in (run / "eval.jsonl").read_text().splitlines()] == [1, 2]
     assert sorted(path.name for path in run.glob("checkpoints/last*")) == ["last.ckpt"]
 
@@ -183,3 +182,17 @@ def test_one_that_left_no_checkpoint_is_not_to_be_resumed(config, tmp_path):
     (run / "eval.jsonl").touch()
     with pytest.raises(UserError, match=r"holds a run already: give this one another --trainer\.logger"):
         fit.main(["--config", config])
+    assert fit.main(["--config", config, "--ckpt_path=last"]).trainer.global_step == 2  # cut off early, it begins
+
+
+def test_the_last_checkpoint_of_a_run_that_writes_nowhere_is_none(config, sentence_at_start):
+    sentence = sentence_at_start(
+        "--config", config, "--ckpt_path=last", "--trainer.logger=false", "--trainer.callbacks=[]"
+    )
+    assert "ckpt_path last is looked for where the run writes" in sentence
+
+
+def test_what_last_finds_is_checked_as_any_checkpoint(config, tmp_path, sentence_at_start):
+    fit.main(["--config", config, "--trainer.max_steps=1"])
+    sentence = sentence_at_start("--config", config, "--ckpt_path=last", "--model.lora.rank=8")
+    assert "runs/run/checkpoints/last.ckpt" in sentence and "the run's is rank 8" in sentence
