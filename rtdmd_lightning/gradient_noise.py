@@ -8,11 +8,9 @@ nowhere moves the weights all the same: train it on other steps, with more image
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 import torch
 from rich.table import Table
@@ -24,7 +22,6 @@ from rtdmd_lightning.data.rollout import Rollout
 from rtdmd_lightning.errors import UserError, readable_errors
 from rtdmd_lightning.modules import RTDMDModule
 from rtdmd_lightning.modules.roles import GENERATOR
-from rtdmd_lightning.modules.settings import FinalStepSettings
 
 STILL = ["--model.generator_optimizer.learning_rate=0", "--model.fake_optimizer.learning_rate=0"]
 ONE_PROCESS = ["--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto"]
@@ -68,32 +65,22 @@ class Moments:
 
 
 def gradient(module: RTDMDModule, loss: Tensor) -> Tensor:
-    """`[D]`, by all parameters of the generator's adapter."""
+    """`[D]`, by all parameters of the generator's adapter. The graph stays, for another loss of the same forward pass."""
     parameters = module.parameters_of(GENERATOR)
     with module.roles.role(GENERATOR):
-        parts = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        parts = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
     return torch.cat([part.flatten() for part in parts])
 
 
-def terms(
+def gradients(
     module: RTDMDModule, rollout: Rollout, chosen: Sequence[int], guidance_scale: float
-) -> dict[str, Callable[[], Tensor]]:
-    """The generator's loss of one micro-batch in its parts, with the weights that they have in the run."""
-    rows = module.kept_rows(rollout)
-    parts: dict[str, Callable[[], Tensor]] = {
-        f"policy, step {step}": partial(module.policy_loss, rollout, step) for step in chosen
-    }
-    whole = module.final_step
-
-    def last(part: FinalStepSettings) -> Tensor:
-        with mock.patch.object(module, "final_step", part):
-            return module.final_step_loss(rollout, rows, guidance_scale)
-
-    if whole.reward_weight:
-        parts["reward back-propagation"] = partial(last, replace(whole, matching_weight=0.0))
-    if whole.matching_weight:
-        parts["AC-DMD"] = partial(last, replace(whole, reward_weight=0.0))
-    return parts
+) -> Iterator[tuple[str, Tensor]]:
+    """Of the generator's loss of one micro-batch, term by term, with the weights that they have in the run."""
+    for step in chosen:
+        yield f"policy, step {step}", gradient(module, module.policy_loss(rollout, step))
+    last = module.final_step_terms(rollout, module.kept_rows(rollout), guidance_scale)
+    for name, loss in last.items():
+        yield name, gradient(module, loss)
 
 
 def measure(config: Path, options: list[str], epochs: int) -> tuple[dict[str, Moments], int]:
@@ -107,12 +94,12 @@ def measure(config: Path, options: list[str], epochs: int) -> tuple[dict[str, Mo
         def take_apart(rollouts: Sequence[Rollout], epoch: int, chosen: Sequence[int]) -> None:
             guidance_scale = module.draw_guidance(epoch)
             for rollout in rollouts:
-                for name, loss in terms(module, rollout, chosen, guidance_scale).items():
-                    moments[name].add(gradient(module, loss() / len(rollout.advantages)))
+                for name, of_sum in gradients(module, rollout, chosen, guidance_scale):
+                    moments[name].add(of_sum / len(rollout.advantages))
             module.step_optimizer(GENERATOR)  # no gradients: nothing moves, but the epoch is counted
 
-        with mock.patch.object(module, "update_generator", take_apart):
-            run.trainer.fit(module, run.datamodule)
+        module.update_generator = take_apart  # type: ignore[method-assign]
+        run.trainer.fit(module, run.datamodule)
     return dict(moments), module.micro_batches
 
 

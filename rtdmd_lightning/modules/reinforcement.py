@@ -120,7 +120,11 @@ class ReinforcementModule(MatchingModule):
         return rollout.advantages.nonzero().flatten().tolist()
 
     def final_step_loss(self, rollout: Rollout, rows: list[int], guidance_scale: float) -> Tensor:
-        """AC-DMD and reward back-propagation at the last step, the sum over some rows of the micro-batch.
+        """All that is trained at the last step, the sum over some rows of the micro-batch."""
+        return torch.stack(list(self.final_step_terms(rollout, rows, guidance_scale).values())).sum()
+
+    def final_step_terms(self, rollout: Rollout, rows: list[int], guidance_scale: float) -> dict[str, Tensor]:
+        """AC-DMD and reward back-propagation, those that have a weight, times it: sums over some rows of the micro-batch.
 
         A process without any computes along, with weight zero: sharded forward passes need every rank.
         """
@@ -131,18 +135,18 @@ class ReinforcementModule(MatchingModule):
         sigma = self.sigmas[-2]
         velocity = self.velocity(GENERATOR, state, sigma, conditioning)
         sample = clean_from_velocity(state, velocity, sigma=sigma)
-        loss = torch.zeros((), device=self.device)
+        terms = {}
         if self.final_step.matching_weight:
             step = ExecutedStep(sigma, 0.0, state, velocity, torch.zeros_like(state), sample)
             random = self.random_of(batch)
             matching = self.generator_matching_loss(step, conditioning, random, guidance_scale, "generator update")
             self.log("final_step/matching_loss", matching.detach())
-            loss = loss + self.final_step.matching_weight * matching
+            terms["AC-DMD"] = len(rows) * (self.final_step.matching_weight * matching)
         if self.final_step.reward_weight:
             hinge = reward_hinge_loss(self.differentiable_reward(sample, batch), ceiling=self.final_step.reward_ceiling)
             self.log("final_step/reward_loss", hinge.detach())
-            loss = loss + self.final_step.reward_weight * hinge
-        return len(rows) * loss
+            terms["reward back-propagation"] = len(rows) * (self.final_step.reward_weight * hinge)
+        return terms
 
     def differentiable_reward(self, samples: Tensor, batch: PromptBatch) -> Tensor:
         """`Σ_i w_i·r_i` of the decoded samples, `[B]`, with gradient; decoder and rewards run again in the backward pass."""
