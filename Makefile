@@ -58,7 +58,7 @@ rtdmd: install ## The full stage 2 on the embedded world, from checkpoints/tiny-
 compare-cold-start: install ## AC-DMD against DMD2 and its other variants (resumable; half an hour): table and curves in notebooks/results
 	$(PY) -m rtdmd_lightning.compare --study configs/compare/cold_start.yaml
 
-ablations: install ## RTDMD against itself with one part taken out (resumable; about an hour): the same of stage 2
+ablations: install ## RTDMD against itself with one part taken out (resumable; 45 minutes): the same of stage 2
 	$(PY) -m rtdmd_lightning.compare --study configs/compare/ablations.yaml
 
 bench: install ## Seconds per update and peak memory of the cold start
