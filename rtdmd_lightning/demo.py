@@ -10,10 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 from rich.table import Table
 from torch import Tensor
-from torchvision.utils import make_grid, save_image
 
 from rtdmd_lightning import fit
 from rtdmd_lightning.checkpointing import CHECKPOINTS, LAST
@@ -21,9 +19,11 @@ from rtdmd_lightning.command_line import run_command, wide_console
 from rtdmd_lightning.configuration import compose
 from rtdmd_lightning.data.prompts import load_prompts
 from rtdmd_lightning.errors import readable_errors
+from rtdmd_lightning.evaluation.side_by_side import save_side_by_side, spread
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.modules.core import DistillationModule
 from rtdmd_lightning.modules.roles import TEACHER
+from rtdmd_lightning.rewards.pixels import to_pil
 from rtdmd_lightning.shapes.scoring import in_batches, strict_scores, teacher_images
 from rtdmd_lightning.starting import check_unused
 from rtdmd_lightning.study import write_json
@@ -54,7 +54,7 @@ def demo(
     result = fit.log_folder(cold_start.trainer) / "cold_start"
     rtdmd = train(rtdmd_config, [f"--model.cold_start={result}", *(rtdmd_options or [])])
     prompts = [entry["prompt"] for entry in metadata]
-    table, images = None, []
+    table, pictures, shown = None, {}, spread(len(prompts), 12)
     for name, draw in {
         f"teacher, 50 steps, CFG {guidance_scale:g}": lambda: of_teacher(cold_start.model, prompts, 50, guidance_scale),
         "teacher, 4 steps, no CFG": lambda: of_teacher(cold_start.model, prompts, 4, 1.0),
@@ -62,17 +62,18 @@ def demo(
         "RTDMD, 4 steps, no CFG": lambda: of_student(rtdmd.model, prompts),
     }.items():
         start = time.perf_counter()
-        images.append(draw())
+        images = draw()
         seconds = (time.perf_counter() - start) / len(prompts)
-        scores = strict_scores(images[-1], metadata)
+        scores = strict_scores(images, metadata)
+        pictures[name] = to_pil(images[shown])
         table = table or new_table(list(scores))
         table.add_row(name, *(f"{score:.2f}" for score in scores.values()), f"{seconds:.4f}")
     log_dir = fit.log_folder(rtdmd.trainer)
     picture = log_dir / "demo.png"
-    save_side_by_side(images, picture, count=12)
+    save_side_by_side(pictures, [prompts[index] for index in shown], picture)
     console = wide_console(130)
     console.print(table)
-    console.print(f"side by side, a column each in the table's order: {picture}")
+    console.print(f"side by side: {picture}")
     console.print(
         f"the results: {result}/, {log_dir / 'rtdmd'}/ ; curves and pictures: make tensorboard (reads {log_dir.parent})"
     )
@@ -126,14 +127,6 @@ def new_table(columns: list[str]) -> Table:
     for column in [*columns, "s/image"]:
         table.add_column(column, justify="right", no_wrap=True)
     return table
-
-
-def save_side_by_side(columns: list[Tensor], path: Path, count: int) -> None:
-    """A row per prompt (`count` of them, spread over all), a column per entry, enlarged."""
-    spread = torch.linspace(0, len(columns[0]) - 1, count).long()
-    tiles = torch.stack([column[spread].cpu() for column in columns], dim=1).flatten(0, 1)
-    enlarged = torch.nn.functional.interpolate(tiles, scale_factor=3, mode="nearest")
-    save_image(make_grid(enlarged, nrow=2 * len(columns), padding=4, pad_value=1.0), path)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Compare models: `python -m rtdmd_lightning.evaluate --config configs/evaluate/tiny_sd3.yaml [--output=… --trainer.…]`.
 
 Every entry (a base, adapters, a sampler) draws every prompt set from noise that belongs to seed and prompt; the set's rewards
-score the images. Into the output folder go `images/`, `results.json`, `results.md` and `report.html`. Images that are there
-are not drawn again. `--entries.NAME.steps=8` and the like override the config; `--help` lists every option.
+score the images. Into the output folder go `images/`, `results.json`, `results.md`, `report.html` and, of every set, a picture
+`side_by_side_SET.png`. Images that are there are not drawn again. `--entries.NAME.steps=8` and the like override the config;
+`--help` lists every option.
 """
 
 import gc
@@ -23,8 +24,9 @@ from rtdmd_lightning.evaluation.predict import DrawImages, ScoreImages
 from rtdmd_lightning.evaluation.report import write_report
 from rtdmd_lightning.evaluation.results import Results, SetResult, write_results
 from rtdmd_lightning.evaluation.settings import Entry, Gallery, PromptSet, check_settings
+from rtdmd_lightning.evaluation.side_by_side import write_side_by_side
 from rtdmd_lightning.evaluation.tables import to_markdown
-from rtdmd_lightning.files import write_text
+from rtdmd_lightning.files import slug, write_text
 from rtdmd_lightning.rewards.base import Reward
 
 Images = dict[str, dict[str, list[ImageTask]]]
@@ -125,6 +127,9 @@ def main(arguments: list[str]) -> Results:
         markdown = to_markdown(results)
         write_results(results, evaluation.output / "results.json")
         write_text(markdown, evaluation.output / "results.md")
+        for name, result in sets.items():
+            picture = evaluation.output / f"side_by_side_{slug(name)}.png"
+            write_side_by_side(result, evaluation.output, evaluation.gallery, picture)
         report = write_report(results, evaluation.output, evaluation.gallery)
         print(f"{markdown}\nthe images side by side: {report}")
     return results

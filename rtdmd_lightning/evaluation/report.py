@@ -16,13 +16,13 @@ from PIL import Image
 from rtdmd_lightning.evaluation.images import data_uri
 from rtdmd_lightning.evaluation.results import Results, SetResult
 from rtdmd_lightning.evaluation.settings import Gallery
+from rtdmd_lightning.evaluation.side_by_side import SMALL_SIDE, spread
 from rtdmd_lightning.evaluation.tables import comparison_tables, tag_tables
 from rtdmd_lightning.files import write_text
 
 PAGE = Path(__file__).parent / "page"
 BINS = 24
 COLORS = 8  # in report.css
-SMALL_SIDE = 128  # images up to this side are enlarged with hard pixel edges: nothing is to be smoothed over
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,6 @@ def histogram(reward: str, scores: Mapping[str, list[float]]) -> Histogram:
     )
 
 
-def shown_prompts(count: int, most: int) -> list[int]:
-    """All of `count` indices, or `most` of them, spread evenly."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
-
-
 def describe(settings: Mapping[str, Any]) -> str:
     """An entry's settings in a few words."""
     steps = settings["steps"]
@@ -105,8 +100,7 @@ def describe(settings: Mapping[str, Any]) -> str:
 def _set_view(results: Results, name: str, folder: Path, gallery: Gallery) -> dict[str, Any]:
     result = results.sets[name]
     rows = [
-        _gallery_row(result, index, folder, gallery.side)
-        for index in shown_prompts(len(result.metadata), gallery.prompts)
+        _gallery_row(result, index, folder, gallery.side) for index in spread(len(result.metadata), gallery.prompts)
     ]
     with Image.open(folder / next(iter(result.files.values()))[0]) as image:
         is_small = max(image.size) <= SMALL_SIDE

@@ -49,14 +49,16 @@ class PromptSet:
 
 @dataclass(frozen=True)
 class Gallery:
-    """What of the images the report shows.
+    """What of the images the report and the pictures show.
 
     prompts: at most so many of every set, spread evenly over it.
     side: images that are larger, in pixels, are shown smaller (and as JPEG; smaller ones stay as they are).
+    side_by_side: prompts in the picture of every set, spread likewise.
     """
 
     prompts: int = 200
     side: int = 320
+    side_by_side: int = 12
 
 
 def check_settings(entries: dict[str, Entry], sets: dict[str, PromptSet], baseline: str) -> None:

@@ -25,7 +25,8 @@ from rtdmd_lightning.rewards.base import Reward
 from tests.tiny import REPOSITORY, tiny_backbone
 
 SHIPPED = [path for path in sorted((REPOSITORY / "configs/evaluate").glob("*.yaml")) if path.name != "defaults.yaml"]
-FILES = {"images", "results.json", "results.md", "report.html"}
+PICTURES = {"side_by_side_shapes.png", "side_by_side_own.png"}
+FILES = {"images", "results.json", "results.md", "report.html", *PICTURES}
 
 
 class RednessReward(Reward):
@@ -134,7 +135,7 @@ def again(straight, tmp_path):
 
 
 def images(output: Path) -> dict[str, torch.Tensor]:
-    return {str(path.relative_to(output)): read_image(path) for path in sorted(output.rglob("*.png"))}
+    return {str(path.relative_to(output)): read_image(path) for path in sorted((output / "images").rglob("*.png"))}
 
 
 def test_scores_are_those_of_the_images_that_the_model_draws(straight, tiny_folder, adapter):
@@ -224,7 +225,7 @@ def test_two_processes_write_the_results_of_one(config, straight, tmp_path):
         timeout=300,
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
-    for name in ("results.json", "results.md", "report.html"):
+    for name in ("results.json", "results.md", "report.html", *PICTURES):
         assert (one / name).read_bytes() == (tmp_path / name).read_bytes(), name
     found = images(tmp_path)
     assert all(torch.equal(image, found[name]) for name, image in images(one).items())
