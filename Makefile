@@ -64,7 +64,7 @@ ablations: install ## RTDMD against itself with one part taken out (resumable; 4
 bench: install ## Seconds per update and peak memory of the cold start
 	$(PY) -m rtdmd_lightning.benchmarks
 
-eval: install ## Teacher and students on held-out prompts: table, report.html
+eval: install ## Teacher and students on held-out prompts: table, picture, report.html
 	$(PY) -m rtdmd_lightning.evaluate --config configs/evaluate/tiny_sd3.yaml
 
 tiny-clip: install ## Train the embedded world's CLIP again into checkpoints/tiny-clip

@@ -4,6 +4,7 @@ from collections import Counter
 from contextlib import suppress
 
 import pytest
+from torchvision.io import read_image
 
 from rtdmd_lightning.demo import demo
 from rtdmd_lightning.errors import UserError
@@ -54,6 +55,8 @@ def test_it_shows_what_it_trained_and_trains_only_what_has_changed(run, tmp_path
     assert len(scores(printed)) == len(ROWS)
     assert all(name in row for name, row in zip(ROWS, scores(printed), strict=True))
     assert str(picture) in printed.replace("\n", "")
+    # At 120 pixels an inch, `save_side_by_side`'s size for four rows of twelve prompts: 13.5 x 4.7 inches.
+    assert read_image(str(picture)).shape[1:] == (564, 1620)
     drawn = picture.read_bytes()
 
     picture.unlink()

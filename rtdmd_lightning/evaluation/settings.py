@@ -4,6 +4,8 @@ import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from jsonargparse.typing import PositiveInt
+
 from rtdmd_lightning import adapters
 from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.inference import METHOD_STEPS, InferenceModel
@@ -58,7 +60,7 @@ class Gallery:
 
     prompts: int = 200
     side: int = 320
-    side_by_side: int = 12
+    side_by_side: PositiveInt = 12  # type: ignore[valid-type]
 
 
 def check_settings(entries: dict[str, Entry], sets: dict[str, PromptSet], baseline: str) -> None:

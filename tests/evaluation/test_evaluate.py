@@ -259,6 +259,7 @@ def refused(capsys, config: Path, *arguments: str) -> str:
         ("--sets.own.rewards=[]", "the rewards of the set 'own'"),
         ("--trainer.no_such_key=1", "no_such_key"),
         ("--gallery.no_such_key=1", "no_such_key"),
+        ("--gallery.side_by_side=0", "side_by_side"),
         ("--config=/nowhere.yaml", "/nowhere.yaml"),
     ],
 )
