@@ -1,4 +1,4 @@
-"""This process and its device, outside of a trainer."""
+"""This process, its device, and the group of processes it belongs to, outside of a trainer."""
 
 import os
 from collections.abc import Iterator
@@ -46,4 +46,17 @@ def processes() -> Iterator[tuple[int, int]]:
         yield torch.distributed.get_rank(), torch.distributed.get_world_size()
         torch.distributed.barrier()
     finally:
+        torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def closing_process_group() -> Iterator[None]:
+    """Leave the process group, if a trainer has made one, when the work is done.
+
+    A gloo worker thread that still holds a tensor when the interpreter goes away aborts the process, and torchrun then calls
+    the finished run a failure (pytorch/pytorch#179291); Lightning leaves the group on exit for nccl only. Not after an error:
+    leaving waits for collectives under way, which the others may never join.
+    """
+    yield
+    if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -19,7 +19,7 @@ import lightning as L
 import torch
 
 from rtdmd_lightning import fit
-from rtdmd_lightning.accelerator import synchronize
+from rtdmd_lightning.accelerator import closing_process_group, synchronize
 from rtdmd_lightning.command_line import run_command
 from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.errors import UserError, readable_errors
@@ -186,5 +186,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with readable_errors():
+    with readable_errors(), closing_process_group():
         main(sys.argv[1:])

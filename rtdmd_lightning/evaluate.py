@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 from lightning import Trainer
 
+from rtdmd_lightning.accelerator import closing_process_group
 from rtdmd_lightning.configuration import expand_config_arguments, refusals_of_libraries
 from rtdmd_lightning.data.prompts import load_prompts
 from rtdmd_lightning.errors import readable_errors
@@ -136,5 +137,5 @@ def main(arguments: list[str]) -> Results:
 
 
 if __name__ == "__main__":
-    with readable_errors():
+    with readable_errors(), closing_process_group():
         main(sys.argv[1:])

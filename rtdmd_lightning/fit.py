@@ -15,6 +15,7 @@ from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from rtdmd_lightning.accelerator import closing_process_group
 from rtdmd_lightning.configuration import expand_config_arguments, refusals_of_libraries
 from rtdmd_lightning.data import RolloutDataModule
 from rtdmd_lightning.errors import UserError, readable_errors
@@ -93,5 +94,5 @@ def main(arguments: list[str]) -> FitCLI:
 
 
 if __name__ == "__main__":
-    with readable_errors():
+    with readable_errors(), closing_process_group():
         main(sys.argv[1:])

@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests are offline; a missing fil
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.pair import Pair
 from tests.tiny import save_tiny_pipeline
@@ -27,3 +28,12 @@ def pair(tmp_path_factory):
     processes = Pair(tmp_path_factory.mktemp("pair") / "log")
     yield processes
     processes.close()
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    """This process alone as a gloo group, as a trainer would have made it."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()

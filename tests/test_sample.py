@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from rtdmd_lightning import sample
-from rtdmd_lightning.accelerator import of_this_process, process_device
 from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.evaluation.images import read_image
 from rtdmd_lightning.inference import METHOD_STEPS, InferenceModel
@@ -99,14 +98,6 @@ def test_batches_are_dealt_to_the_processes(arguments, tmp_path, monkeypatch):
     monkeypatch.setattr(sample, "processes", lambda: nullcontext((1, 2)))
     sample.main([*arguments, "--prompt", *PROMPTS, "--batch_size=1", f"--out={tmp_path}"])
     assert [path.name for path in tmp_path.iterdir()] == ["000001.png"]
-
-
-def test_the_default_device_is_one_that_works(monkeypatch):
-    """torch names an accelerator also where it was built for one that the machine lacks."""
-    assert torch.zeros(1, device=process_device(None)).sum() == 0
-    monkeypatch.setenv("LOCAL_RANK", "3")
-    assert process_device("cpu") == torch.device("cpu")
-    assert [str(of_this_process(torch.device(name))) for name in ("cpu", "xpu", "xpu:1")] == ["cpu", "xpu:3", "xpu:1"]
 
 
 def test_the_pipelines_own_schedule_is_an_option(tiny_folder):

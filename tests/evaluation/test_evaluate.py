@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -230,6 +231,13 @@ def test_two_processes_write_the_results_of_one(config, straight, tmp_path):
     found = images(tmp_path)
     assert all(torch.equal(image, found[name]) for name, image in images(one).items())
     assert finished.stdout.count("the images side by side") == 1
+
+
+def test_the_command_leaves_the_process_group_when_it_is_done(process_group, config, again, monkeypatch):
+    """A group that is left to the interpreter's end may abort a finished run: see `closing_process_group`."""
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--config", str(config), f"--output={again}"])
+    runpy.run_path(evaluate.__file__, run_name="__main__")
+    assert not torch.distributed.is_initialized()
 
 
 def refused(capsys, config: Path, *arguments: str) -> str:
