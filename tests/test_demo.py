@@ -4,6 +4,7 @@ from collections import Counter
 from contextlib import suppress
 
 import pytest
+import torch
 from torchvision.io import read_image
 
 from rtdmd_lightning.demo import demo
@@ -56,12 +57,14 @@ def test_it_shows_what_it_trained_and_trains_only_what_has_changed(run, tmp_path
     assert all(name in row for name, row in zip(ROWS, scores(printed), strict=True))
     assert str(picture) in printed.replace("\n", "")
     # At 120 pixels an inch, `save_side_by_side`'s size for four rows of twelve prompts: 13.5 x 4.7 inches.
-    assert read_image(str(picture)).shape[1:] == (564, 1620)
-    drawn = picture.read_bytes()
+    drawn = read_image(str(picture)).float()
+    assert drawn.shape[1:] == (564, 1620)
 
     picture.unlink()
     updates, again = run()
-    assert updates == {} and scores(again) == scores(printed) and picture.read_bytes() == drawn
+    assert updates == {} and scores(again) == scores(printed)
+    # Prompts embedded in batches of another size differ in the last bit, which may tip a pixel to the next of 256 levels.
+    torch.testing.assert_close(read_image(str(picture)).float(), drawn, rtol=0, atol=2)
 
     kl = ["--model.policy.kl_weight=0.1"]
     updates, printed = run(rtdmd_options=kl)
