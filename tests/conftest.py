@@ -2,7 +2,10 @@
 
 import os
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests are offline; a missing file must fail, not wait for a network
+os.environ["HF_HUB_OFFLINE"] = "1"  # tests are offline; a missing file must fail, not wait for a network
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"  # their servers are this machine
+os.environ.pop("FORCE_COLOR", None)  # what is printed is compared
+os.environ.pop("TTY_COMPATIBLE", None)
 
 import pytest
 import torch

@@ -46,7 +46,7 @@ def test_processes_part_in_peace_whatever_gloo_has_still_to_do(tmp_path):
     script.write_text(PARTING)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    finished = subprocess.run([*launcher, script], env=environment, text=True, capture_output=True, timeout=300)
+    finished = subprocess.run([*launcher, script], env=environment, text=True, capture_output=True, timeout=600)
     assert finished.returncode == 0, finished.stderr[-3000:]
 
 

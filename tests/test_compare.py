@@ -62,7 +62,7 @@ def processes(monkeypatch):
     def run(command, *, stdout, stderr, env):
         seen.commands.append(command)
         seen.threads.append(env.get("OMP_NUM_THREADS"))
-        seen.together.wait(timeout=10)
+        seen.together.wait(timeout=120)
         options = dict(
             argument.removeprefix("--").split("=", 1) for argument in command if argument.startswith("--trainer")
         )

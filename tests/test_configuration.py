@@ -1,5 +1,6 @@
 """Configs made of small files, and the one sentence that a mistake in them earns."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -293,7 +294,8 @@ def test_a_process_ends_without_a_traceback(tmp_path):
         "with readable_errors():\n"
         "    raise UserError('no such thing')\n"
     )
-    environment = {"PYTHONPATH": str(REPOSITORY)}
+    environment = {name: value for name, value in os.environ.items() if name != DEBUG_VARIABLE}
+    environment |= {"PYTHONPATH": str(REPOSITORY)}
     quiet = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment)
     assert quiet.returncode == 2 and quiet.stdout == ""
     assert quiet.stderr == "error: no such thing (set RTDMD_DEBUG=1 for the traceback)\n"

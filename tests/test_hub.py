@@ -120,6 +120,7 @@ def test_a_base_in_a_folder_is_no_hub_id(server, stages):
 
 def test_a_generator_with_a_base_of_its_own_is_published_for_that_base(tmp_path):
     init_args = {"pretrained": "klein-base", "generator_pretrained": "klein", "resolution": 512}
+    init_args |= {"embedding_cache": "mine", "text_encoders": False}  # nobody else has that folder
     config = {"model": {"class_path": "x.RTDMDModule", "init_args": {"backbone": {"init_args": init_args}}}}
     result = Result("klein", {}, "Flux2KleinPipeline", 1.0, config, {})
     assert (result.sample_base, result.backbone, result.method) == (

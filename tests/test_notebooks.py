@@ -21,7 +21,7 @@ def test_the_notebook_runs(path):
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", []):
             cell.source = SMALL[path.name]
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(FOLDER)}}).execute()
+    NotebookClient(notebook, timeout=600, startup_timeout=300, resources={"metadata": {"path": str(FOLDER)}}).execute()
 
 
 @every_notebook

@@ -83,7 +83,7 @@ def test_two_processes_draw_the_images_of_one(arguments, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     finished = subprocess.run(
         [*launcher, "rtdmd_lightning.sample", *options, f"--out={tmp_path / 'two'}"],
-        env=environment, text=True, capture_output=True, timeout=400,
+        env=environment, text=True, capture_output=True, timeout=600,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert drawn(tmp_path / "one") == drawn(tmp_path / "two") and len(drawn(tmp_path / "two")) == 6

@@ -1,5 +1,6 @@
 """The result of a run: its format, its reader in stock diffusers, and that it is whole or absent."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,12 +8,15 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
+from rtdmd_lightning.adapters import read, stack
+from rtdmd_lightning.adapters.reading import from_state_dict
 from rtdmd_lightning.callbacks import ExportGenerator
 from rtdmd_lightning.callbacks.export import write_adapter
 from rtdmd_lightning.models.lora import LoraSettings, adapter_parameters, adapter_state_dict, read_adapter
 from rtdmd_lightning.modules import ACDMDModule
 from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
 from tests.tiny import tiny_backbone, tiny_module
+from tests.tiny_rtdmd import save_cold_start, tiny_rtdmd_module
 
 
 def fake_trainer(log_dir, *, rank=0, step=4):
@@ -73,6 +77,19 @@ def test_the_fake_scores_adapter_lies_beside_it(tiny_folder, tmp_path):
         adapter_state_dict(module.transformer, FAKE_SCORE),
     )
     assert state.keys() == expected.keys() and all(torch.equal(state[key], expected[key]) for key in expected)
+
+
+def test_the_diffusers_file_is_of_the_cold_start_that_was_trained_on(tiny_folder, tmp_path):
+    """Whatever has become of its files."""
+    folder = save_cold_start(tiny_folder, tmp_path / "cold_start")
+    module = tiny_rtdmd_module(tiny_folder, folder)
+    expected = stack([read(folder), from_state_dict(adapter_state_dict(module.transformer, EMA), 2.0, EMA)])
+    shutil.rmtree(folder)
+    ExportGenerator("rtdmd").on_train_end(fake_trainer(tmp_path), module)
+    found = read(tmp_path / "rtdmd/pytorch_lora_weights.safetensors")
+    assert found.layers.keys() == expected.layers.keys()
+    for layer, update in expected.layers.items():
+        torch.testing.assert_close(found.layers[layer].delta(), update.delta())
 
 
 def test_a_module_that_starts_from_the_plain_file_is_the_exported_one(tiny_folder, tmp_path):

@@ -17,6 +17,7 @@ from rtdmd_lightning.data.prompts import load_prompts
 from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.modules.roles import EMA, GENERATOR
 from rtdmd_lightning.rewards.base import Reward
+from rtdmd_lightning.rewards.mixture import RewardError
 from tests.tiny import write_config
 
 COUNT = 12  # two prompts of each of the six tags
@@ -101,10 +102,12 @@ def test_several_images_of_some_prompts_make_the_diversity(batch_size):
     scores = callback(batch_size=batch_size, diversity=GROUPS).evaluate(fake_trainer(), student)
     assert float(scores["eval/diversity"]) == pytest.approx(EXPECTED_DIVERSITY)
     assert {name: float(scores[name]) for name in expected_scores()} == pytest.approx(expected_scores())
+    assert all(len(drawn) <= max(batch_size, GROUPS.images_per_prompt) for drawn in student.drawn)  # the grid's too
     extra = {index for drawn in student.drawn for index in drawn if index >= COUNT}
     assert extra == {i + k * COUNT for i in (0, 2, 5, 8, 11) for k in (1, 2)}
-    firsts = [index for drawn in student.drawn[:-1] for index in drawn if index < COUNT]
-    assert sorted(firsts) == sorted([*range(COUNT), 0, 2, 5, 8, 11])  # a group's first image is the scored one
+    firsts = [index for drawn in student.drawn for index in drawn if index < COUNT]
+    # A group's first image is the scored one, and so are the grid's.
+    assert sorted(firsts) == sorted([*range(COUNT), 0, 2, 5, 8, 11, 0, 3, 7, 11])
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12, 60])
@@ -113,6 +116,23 @@ def test_means_per_reward_and_tag_are_those_worked_out_by_hand(batch_size):
     scores = evaluation.evaluate(fake_trainer(), Student())
     assert list(scores) == evaluation.metric_names() and len(scores) == 2 * (1 + 6)
     assert {name: float(score) for name, score in scores.items()} == pytest.approx(expected_scores())
+
+
+class Undefined(Reward):
+    """Of one prompt, no number."""
+
+    name, differentiable = "undefined", False
+
+    def score(self, images, prompts, metadata):
+        third = load_prompts(PROMPTS)[2]["prompt"]
+        return torch.tensor([float("nan") if prompt == third else 1.0 for prompt in prompts])
+
+
+def test_a_score_that_is_no_number_stops_the_run_by_reward_and_prompt():
+    """A mean that leaves it out would choose the best checkpoint."""
+    third = load_prompts(PROMPTS)[2]["prompt"]
+    with pytest.raises(RewardError, match=f"'undefined' returned nan for the prompt '{third}'"):
+        callback(rewards=[Undefined()]).evaluate(fake_trainer(), Student())
 
 
 def test_prompts_without_tags_have_one_mean_per_reward(tmp_path):
@@ -160,7 +180,7 @@ class Counter:
 
 def evaluate_on_rank(rank, folder):
     """One of two processes; leaves the means that it came to."""
-    store, patience = f"file://{folder}/store", timedelta(seconds=100)
+    store, patience = f"file://{folder}/store", timedelta(seconds=600)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=patience)
     try:
         evaluation = callback(batch_size=4, diversity=GROUPS)

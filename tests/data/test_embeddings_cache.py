@@ -208,8 +208,8 @@ def _write_again_and_again(store: EmbeddingStore, value: float) -> None:
 def test_two_processes_that_write_at_once_do_no_harm(tmp_path):
     """Whoever reads meanwhile gets one process's embedding or the other's, never something between."""
     store = EmbeddingStore(tmp_path, {})
-    fork = multiprocessing.get_context("fork")
-    writers = [fork.Process(target=_write_again_and_again, args=(store, value)) for value in (1.0, 2.0)]
+    spawn = multiprocessing.get_context("spawn")  # a fork of a process that has threads may hang
+    writers = [spawn.Process(target=_write_again_and_again, args=(store, value)) for value in (1.0, 2.0)]
     for writer in writers:
         writer.start()
     seen = []

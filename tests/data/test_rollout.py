@@ -46,7 +46,7 @@ def test_scoring_overlaps_the_next_rollout():
         return roll_out(batch)
 
     def score(images, batch):
-        assert second_rollout_began.wait(timeout=30)
+        assert second_rollout_began.wait(timeout=300)
         return {"r": images}
 
     rollouts = collect(batches(), rolling, score)
@@ -69,16 +69,16 @@ def test_a_failure_stops_the_run_also_where_scoring_is_behind():
         rolled_out.append(batch.indices[0])
         if batch.indices[0] == 8:
             third_rollout.set()
-            assert second_begun.wait(timeout=30)
+            assert second_begun.wait(timeout=300)
         return roll_out(batch)
 
     def score(images, batch):
         scored.append(batch.indices[0])
         if batch.indices[0] == 0:
-            assert third_rollout.wait(timeout=30)
+            assert third_rollout.wait(timeout=300)
             raise RuntimeError("no such colour")
         second_begun.set()
-        threading.Event().wait(timeout=0.5)  # slow
+        threading.Event().wait(timeout=2)  # slow
         return {"r": images}
 
     with pytest.raises(RuntimeError, match="no such colour"):

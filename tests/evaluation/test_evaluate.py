@@ -223,7 +223,7 @@ def test_two_processes_write_the_results_of_one(config, straight, tmp_path):
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
         text=True,
         capture_output=True,
-        timeout=300,
+        timeout=600,
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     for name in ("results.json", "results.md", "report.html", *PICTURES):

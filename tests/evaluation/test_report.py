@@ -34,7 +34,7 @@ def browser():
     if CHROMIUM is None:
         pytest.skip("there is no chromium on this machine (Debian: apt-get install chromium)")
     with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=300_000)
         yield launched
         launched.close()
 
@@ -43,7 +43,7 @@ def browser():
 def page(browser, report):
     """The opened report; it must complain of nothing and ask for nothing but itself."""
     opened = browser.new_page()
-    opened.set_default_timeout(10_000)
+    opened.set_default_timeout(120_000)
     complaints, requests = [], []
     opened.on("console", lambda message: complaints.append(message.text))
     opened.on("pageerror", lambda error: complaints.append(str(error)))

@@ -10,9 +10,11 @@ from diffusers import Flux2KleinPipeline, FluxPipeline
 
 from rtdmd_lightning.callbacks.export import write_adapter
 from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.inference import InferenceModel
 from rtdmd_lightning.models import lora
 from rtdmd_lightning.models.flux import FluxBackbone
 from rtdmd_lightning.models.flux2 import Flux2Backbone
+from rtdmd_lightning.modules import ACDMDModule
 from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR, TEACHER
 from rtdmd_lightning.modules.settings import SamplerSettings
 from rtdmd_lightning.randomness import SampleRandom
@@ -198,9 +200,15 @@ def test_a_resolution_that_has_no_whole_patches_is_refused(folders, name, resolu
         tiny_backbones(folders, resolution=resolution)[name].load()
 
 
-def test_the_distilled_klein_is_refused_as_a_teacher(folders):
+def test_the_distilled_klein_is_refused_as_a_teacher_and_draws(folders):
+    """As `configs/evaluate/flux2_klein_4b.yaml` has it: the distilled model beside those trained from it."""
+    backbone = Flux2Backbone(str(folders["flux2_distilled"]), **OPTIONS)
+    module = ACDMDModule(backbone, batch_size=1, guidance_scale=(3.0, 3.0))
     with pytest.raises(UserError, match="generator_pretrained"):
-        Flux2Backbone(str(folders["flux2_distilled"]), **OPTIONS).load()
+        module.check()
+    model = InferenceModel(backbone, steps=2, guidance_scale=1.0, eta=0.0)
+    model.load(torch.device("cpu"))
+    assert model.generate(["a red circle"], [0], seed=0).isfinite().all()
 
 
 def test_a_missing_generator_base_is_told_by_name(folders, tmp_path):

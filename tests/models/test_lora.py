@@ -101,7 +101,8 @@ def test_adapter_files_round_trip_and_refuse_what_does_not_fit(tiny_folder):
     state = lora.adapter_state_dict(module.transformer, GENERATOR)
     assert all(".lora_A.default.weight" in key or ".lora_B.default.weight" in key for key in state)
     lora.load_adapter_state_dict(module.transformer, EMA, state, "a.pt")
-    torch.testing.assert_close(velocity(module, EMA), velocity(module, GENERATOR), rtol=0, atol=0)
+    # To rounding: of weights that want a gradient some processors multiply in another order.
+    torch.testing.assert_close(velocity(module, EMA), velocity(module, GENERATOR), rtol=0, atol=1e-5)
     with pytest.raises(UserError, match=r"a\.pt has no key that matches"):
         lora.load_adapter_state_dict(module.transformer, EMA, {"nothing": torch.zeros(1)}, "a.pt")
     with pytest.raises(UserError, match="1 keys differ"):
@@ -123,6 +124,18 @@ def test_initial_adapters_depend_on_seed_and_name_only(tiny_folder):
     first, second = tiny_module(tiny_folder), tiny_module(tiny_folder)
     for one, other in zip(first.parameters_of(GENERATOR), second.parameters_of(GENERATOR), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_initial_adapters_are_drawn_on_the_cpu_wherever_they_are_built(tiny_folder):
+    """Lightning builds on the run's device, but not under every strategy."""
+    bare, elsewhere = tiny_backbone(tiny_folder).load(), tiny_backbone(tiny_folder).load()
+    settings, targets = lora.LoraSettings(rank=4, alpha=8), tiny_backbone(tiny_folder).lora_targets
+    lora.add_adapter(bare, GENERATOR, settings, targets)
+    with torch.device("meta"):
+        lora.add_adapter(elsewhere, GENERATOR, settings, targets)
+    expected = lora.adapter_state_dict(bare, GENERATOR)
+    for path, tensor in lora.adapter_state_dict(elsewhere, GENERATOR).items():
+        assert torch.equal(tensor, expected[path]), path
 
 
 def test_targets_that_match_nothing_are_refused(tiny_folder):

@@ -162,4 +162,4 @@ def test_two_processes_make_the_single_process_updates(pair, single, strategy, f
     state, expected = (load_checkpoint(folder)["state_dict"] for folder in (tmp_path, single.folder))
     assert state.keys() == expected.keys()
     for key, value in expected.items():
-        torch.testing.assert_close(state[key], value, rtol=0, atol=1e-5, msg=key)
+        torch.testing.assert_close(state[key], value, rtol=0, atol=5e-5, msg=key)  # what is trained moves beyond 1e-4

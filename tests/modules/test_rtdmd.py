@@ -1,5 +1,6 @@
 """RTDMD: ratio one, one forward per step, shared noise, what each ablation leaves out."""
 
+import math
 from collections import Counter
 
 import pytest
@@ -70,6 +71,37 @@ def test_other_weights_make_another_ratio(tmp_path, tiny_folder, cold_start):
     assert logged["policy/clipped"] > 0.9
 
 
+def test_the_largest_deviation_of_the_epoch_is_logged_and_the_mean_of_the_rest(tmp_path, tiny_folder, cold_start):
+    """Not the last micro-batch's, which is what Lightning keeps of several logs in a step."""
+    deviations, hinges = [], []
+
+    def watched_policy(self, rollout, step):
+        rollout.log_probs[step].add_(0.1 if not deviations else 0.0)  # the first of the epoch alone is off
+        loss = policy_loss(self, rollout, step)
+        deviations.append(1 - math.exp(-0.1) if not deviations else 0.0)
+        return loss
+
+    def watched_terms(self, rollout, rows, guidance_scale):
+        terms = final_step_terms(self, rollout, rows, guidance_scale)
+        hinges.append((float(terms["reward back-propagation"]) / self.final_step.reward_weight, len(rows)))
+        return terms
+
+    policy_loss, final_step_terms = RTDMDModule.policy_loss, RTDMDModule.final_step_terms
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RTDMDModule, "policy_loss", watched_policy)
+        patch.setattr(RTDMDModule, "final_step_terms", watched_terms)
+        _, logged, _ = run_epochs(tmp_path / "one", tiny_folder, cold_start)
+        expected, of_one = deviations[:], hinges[:]
+        deviations.clear()
+        _, of_the_second, _ = run_epochs(tmp_path / "two", tiny_folder, cold_start, epochs=2)
+    assert len(expected) > 2 and len(of_one) > 1
+    assert logged["policy/ratio_deviation"] == pytest.approx(expected[0], rel=1e-3)
+    assert logged["policy/clipped"] == pytest.approx(1 / len(expected), rel=1e-3)
+    assert of_the_second["policy/ratio_deviation"] < 1e-6  # nothing is left of the first
+    total, count = map(sum, zip(*of_one, strict=True))
+    assert logged["final_step/reward_loss"] == pytest.approx(total / count, rel=1e-4)
+
+
 def test_forward_passes_are_those_of_the_docstring(tmp_path, tiny_folder, cold_start):
     _, logged, counts = run_epochs(tmp_path, tiny_folder, cold_start)
     kept = int(logged["policy/kept_samples"])
@@ -110,6 +142,7 @@ def test_refused(tmp_path, tiny_folder, cold_start):
         ("--model.policy.steps=[0]", "trained_steps must lie between 1 and 1"),
         ("--model.policy.steps=[0,3]", "stochastic steps [0, 1, 2], not [0, 3]"),
         ("--model.policy.steps=[1,1]", "different ones of the stochastic steps"),
+        ("--model.policy={weight: 0, kl_weight: 0.1}", "kl_weight belongs to the policy's steps"),
         ("--model.sampler.eta=0", "no step is stochastic"),
         ("--model.images_per_prompt=3", "16 is no multiple of model.images_per_prompt 3"),
         ("--model.cold_start=/nowhere.pt", "/nowhere.pt does not exist"),

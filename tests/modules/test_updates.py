@@ -46,6 +46,34 @@ def first_norms(module):
     return reported, stepped
 
 
+class Overflow(torch.autograd.Function):
+    """A finite value with an infinite gradient, as half precision makes it."""
+
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, slope):
+        return slope * float("inf")
+
+
+@pytest.mark.parametrize("role", [GENERATOR, FAKE_SCORE])
+@pytest.mark.parametrize("stage", ["stage 1", "stage 2"])
+def test_a_gradient_that_is_no_number_stops_the_run_and_moves_nothing(modules, stage, role):
+    module = modules[stage]()
+    backward_in = module.backward_in
+
+    def overflowing(which, loss):
+        backward_in(which, Overflow.apply(loss) if which == role else loss)
+
+    module.backward_in = overflowing
+    before = [parameter.detach().clone() for parameter in module.parameters_of(role)]
+    with pytest.raises(FloatingPointError, match=f"the norm of the {role} gradient is (nan|inf) at step 0"):
+        train(module)
+    assert all(map(torch.equal, module.parameters_of(role), before))
+
+
 @pytest.mark.parametrize("stage", ["stage 1", "stage 2"])
 def test_a_gradient_is_clipped_to_its_roles_norm_and_a_smaller_one_left_alone(modules, stage):
     free = OptimizerSettings(max_grad_norm=1e6)

@@ -193,10 +193,10 @@ def test_a_server_that_scores_nothing_is_given_up_too(counting):
 
 def test_a_slow_server_that_gets_on_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr("rtdmd_lightning.rewards.serving.http_server.HOLD_SECONDS", 0.1)
-    slow = CountingReward(str(tmp_path), seconds=0.2)
+    slow = CountingReward(str(tmp_path), seconds=0.5)
     pixels, prompts, metadata = batch(8)
     with served(slow, batch_size=1) as url:
-        scores = connected(url, patience=0.8).score(pixels, prompts, metadata)
+        scores = connected(url, patience=3.0).score(pixels, prompts, metadata)
     torch.testing.assert_close(scores, expected(pixels, metadata))
 
 

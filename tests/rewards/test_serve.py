@@ -15,7 +15,7 @@ from rtdmd_lightning.rewards.serving.http_server import RewardServer
 from rtdmd_lightning.rewards.serving.scoring_queue import ScoringQueue
 from rtdmd_lightning.rewards.serving.wire import encode
 from rtdmd_lightning.rewards.shapes import ShapesReward
-from tests.rewards.counting import CountingReward, serve_process, served
+from tests.rewards.counting import CountingReward, serve_process, served, wait_until
 
 KEY = "0123456789abcdef" * 2
 
@@ -76,13 +76,13 @@ def test_a_port_that_is_taken_is_told():
 def test_the_command_tells_what_is_wrong_in_one_sentence():
     """Weights that cannot be found end the process, which had begun to listen; so that nobody waits for it."""
     with serve_process("--reward", "clipscore", "--options.weights", "/nowhere/clip", "--port", "0") as process:
-        _, errors = process.communicate(timeout=300)
+        _, errors = process.communicate(timeout=600)
     assert process.returncode == 2
     assert errors.startswith("error: clipscore: the weights /nowhere/clip do not exist") and errors.count("\n") == 1
 
 
 def ask(url: str, method: str, path: str, body: bytes | None = None, headers: dict | None = None) -> tuple[int, dict]:
-    connection = http.client.HTTPConnection(urllib.parse.urlsplit(url).netloc, timeout=30)
+    connection = http.client.HTTPConnection(urllib.parse.urlsplit(url).netloc, timeout=120)
     connection.request(method, path, body, headers or {})
     answer = connection.getresponse()
     return answer.status, json.loads(answer.read())
@@ -112,4 +112,4 @@ def test_requests_that_make_no_sense_are_refused(tmp_path):
         assert ask(url, "PUT", f"/scores/{KEY}", b" " * 1001)[0] == 413
         assert ask(url, "GET", f"/scores/{KEY}")[0] == 404 and not (tmp_path / "scored").exists()
         assert ask(url, "PUT", f"/scores/{KEY}", good)[0] == 202
-        assert ask(url, "GET", f"/scores/{KEY}")[0] == 200
+        wait_until(lambda: ask(url, "GET", f"/scores/{KEY}")[0] == 200)
