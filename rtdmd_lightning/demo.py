@@ -17,9 +17,9 @@ from rtdmd_lightning import fit
 from rtdmd_lightning.checkpointing import CHECKPOINTS, LAST
 from rtdmd_lightning.command_line import run_command, wide_console
 from rtdmd_lightning.configuration import compose
-from rtdmd_lightning.data.prompts import load_prompts
+from rtdmd_lightning.data.prompts import load_prompts, spread
 from rtdmd_lightning.errors import readable_errors
-from rtdmd_lightning.evaluation.side_by_side import save_side_by_side, spread
+from rtdmd_lightning.evaluation.side_by_side import save_side_by_side
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.modules.core import DistillationModule
 from rtdmd_lightning.modules.roles import TEACHER

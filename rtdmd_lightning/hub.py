@@ -25,6 +25,7 @@ from rtdmd_lightning.convert import convert
 from rtdmd_lightning.errors import UserError, readable_errors
 from rtdmd_lightning.model_card import Result, model_card
 from rtdmd_lightning.models.families import family_of
+from rtdmd_lightning.models.folder import read_config
 
 RESULT = "result.json"
 FETCHED = ["*/generator_ema.pt", "pytorch_lora_weights.safetensors", RESULT, "recipe.yaml", "README.md"]
@@ -102,7 +103,7 @@ def gather(adapters: Sequence[str], run: Path, base: str | None, folder: Path) -
         writing.write_published(adapter, folder / name)
     convert([str(folder / name) for name in names], trained_on, "diffusers", folder)
     family = family_of(trained_on)
-    distilled = family.transformer_class.load_config(trained_on, subfolder="transformer").get("guidance_embeds")
+    distilled = read_config(family.transformer_class, trained_on, "transformer").get("guidance_embeds")
     result = Result(
         base=base or trained_on,
         adapters={name: _ranks(adapter) for name, adapter in read.items()},

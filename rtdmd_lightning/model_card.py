@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from rtdmd_lightning.evaluation.plan import UNSEEN_IN_IMAGES
 from rtdmd_lightning.inference import even_steps
 from rtdmd_lightning.modules.settings import SamplerSettings
 
@@ -110,8 +111,8 @@ class Result:
 
     @property
     def backbone(self) -> dict[str, Any]:
-        """The backbone's options beside the ones that `sample` has options of its own for."""
-        own = ("pretrained", "resolution", "gradient_checkpointing")
+        """The backbone's options beside the ones that `sample` has options of its own for, or that images do not show."""
+        own = ("pretrained", "resolution", "gradient_checkpointing", *UNSEEN_IN_IMAGES)
         return {name: value for name, value in self._options["backbone"]["init_args"].items() if name not in own}
 
     @property

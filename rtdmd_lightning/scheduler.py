@@ -18,7 +18,8 @@ class CPSScheduler(FlowMatchEulerDiscreteScheduler):
     """Coefficients-preserving sampling (METHOD section 1) in any SD3 or FLUX pipeline of diffusers.
 
     `pipe(prompt, num_inference_steps=4, guidance_scale=1)` takes the steps of training: evenly spaced raw levels 1, 3/4, 1/2,
-    1/4, shifted once, by the configured factor or by the pipeline's mu. `pipe(prompt, sigmas=[...])` takes levels that are
+    1/4, shifted once, by the configured factor or by the pipeline's mu. (FLUX.1-dev takes its scale as an input: give it the one
+    of training, 3.5.) `pipe(prompt, sigmas=[...])` takes levels that are
     shifted already, and does not shift them again. The one exception is what FLUX pipelines hand over when the user says
     nothing, evenly spaced levels together with a mu: those are raw, and shifted.
 

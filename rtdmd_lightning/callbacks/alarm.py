@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from rtdmd_lightning.callbacks.measures import Evaluation
 from rtdmd_lightning.callbacks.reward_eval import RewardEvalCallback
+from rtdmd_lightning.checkpointing import CHECKPOINTS
 from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.modules.reinforcement import ReinforcementModule
 
@@ -72,7 +73,7 @@ class RewardHackingAlarm(L.Callback):
                 if isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_text("eval/alarm", text, evaluation.step)
         if self.stop:
-            trainer.save_checkpoint(Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / CHECKPOINT)
+            trainer.save_checkpoint(Path(trainer.log_dir or trainer.default_root_dir) / CHECKPOINTS / CHECKPOINT)
             trainer.should_stop = True
 
     def fallen(self, evaluation: Evaluation) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import lightning as L
 import torch
 
-from rtdmd_lightning.adapters import Adapter, read, stack
+from rtdmd_lightning.adapters import Adapter, stack
 from rtdmd_lightning.adapters.reading import from_state_dict
 from rtdmd_lightning.adapters.writing import write_diffusers, write_published
 from rtdmd_lightning.errors import require
@@ -44,8 +44,8 @@ class ExportGenerator(L.Callback):
         trained = {role: adapter_state_dict(pl_module.base_of(role), role) for role in (EMA, FAKE_SCORE)}
         log_dir = trainer.log_dir
         if trainer.is_global_zero and log_dir is not None:
-            frozen, active = pl_module.frozen_adapters(), pl_module.adapter_stacks()[EMA]
-            beneath = [read(path) for name, path in frozen.items() if name in active]
+            # Those that were trained on: the cold start's files may have changed meanwhile.
+            beneath = [pl_module.frozen[name] for name in pl_module.roles.stacks[EMA] if name != EMA]
             folder, settings = Path(log_dir) / self.name, pl_module.lora
             write_adapter(trained[EMA], folder, pl_module.backbone, settings, beneath)
             write_published(from_state_dict(trained[FAKE_SCORE], settings.scale, FAKE_SCORE), folder, FAKE_SCORE_FILE)

@@ -16,11 +16,12 @@ from torchvision.utils import make_grid, save_image
 
 from rtdmd_lightning.callbacks.diversity import DiversitySettings, within_prompt_diversity
 from rtdmd_lightning.callbacks.measures import DIVERSITY, Evaluation, Measures, sort_out, trained_weights
-from rtdmd_lightning.data.prompts import load_prompts
+from rtdmd_lightning.data.prompts import load_prompts, spread
 from rtdmd_lightning.errors import UserError, require
 from rtdmd_lightning.modules.core import DistillationModule
 from rtdmd_lightning.modules.reinforcement import ReinforcementModule
 from rtdmd_lightning.rewards.base import Reward
+from rtdmd_lightning.rewards.mixture import checked_score
 
 
 class RewardEvalCallback(L.Callback):
@@ -30,7 +31,7 @@ class RewardEvalCallback(L.Callback):
     sees them. `grid` of the images, the same prompts and noise every time, go to TensorBoard and to
     `LOG_DIR/images/step_N.png`; the scores, with the seconds spent training so far, to `LOG_DIR/eval.jsonl`.
 
-    A module that is trained on rewards is scored by those too, listed or not. `eval/trained` is their weighted sum,
+    A module that is trained on rewards is scored by its own, listed or not. `eval/trained` is their weighted sum,
     `eval/held_out` that of the measures that are not trained on, by which to keep the best checkpoint.
 
     A checkpoint callback is asked after updates alone, at its own interval: the evaluations before the first update and, off
@@ -97,7 +98,8 @@ class RewardEvalCallback(L.Callback):
         assert self.metadata
         trained = trained_weights(pl_module)
         if isinstance(pl_module, ReinforcementModule):  # their networks are in memory anyway
-            self.rewards = {name: pl_module.rewards.rewards[name] for name in trained} | self.rewards
+            own = {name: pl_module.rewards.rewards[name] for name in trained}
+            self.rewards = own | {name: reward for name, reward in self.rewards.items() if name not in own}
         measured = [*self.rewards] if self.diversity is None else [*self.rewards, DIVERSITY]
         self.measures = sort_out(measured, trained, self.held_out_weights)
 
@@ -130,7 +132,10 @@ class RewardEvalCallback(L.Callback):
     def evaluate(self, trainer: L.Trainer, pl_module: DistillationModule) -> dict[str, Tensor]:
         """Draw and score; the mean of every metric over all ranks."""
         self._last_evaluated = trainer.global_step
-        metrics = {name: MeanMetric(sync_on_compute=True).to(pl_module.device) for name in self.metric_names()}
+        metrics = {
+            name: MeanMetric(nan_strategy="error", sync_on_compute=True).to(pl_module.device)
+            for name in self.metric_names()
+        }
         self.score_rewards(trainer, pl_module, metrics)
         if self.diversity is not None:
             self.score_diversity(trainer, pl_module, self.diversity, metrics[f"eval/{DIVERSITY}"])
@@ -153,7 +158,7 @@ class RewardEvalCallback(L.Callback):
                 continue
             prompts = [entry["prompt"] for entry in metadata]
             for name, reward in self.rewards.items():
-                for value, entry in zip(reward.score(images, prompts, metadata), metadata, strict=True):
+                for value, entry in zip(checked_score(reward, images, prompts, metadata), metadata, strict=True):
                     metrics[f"eval/{name}"].update(value)
                     if "tag" in entry:
                         metrics[f"eval/{name}/{entry['tag']}"].update(value)
@@ -162,7 +167,7 @@ class RewardEvalCallback(L.Callback):
         self, trainer: L.Trainer, pl_module: DistillationModule, settings: DiversitySettings, metric: MeanMetric
     ) -> None:
         """Several images of some prompts, whole groups at once."""
-        members, chosen = settings.images_per_prompt, self.spread(settings.prompts)
+        members, chosen = settings.images_per_prompt, spread(len(self.metadata), settings.prompts)
         groups = max(1, self.batch_size // members)
         for part in local_batches(len(chosen), groups, trainer.global_rank, trainer.world_size):
             firsts = [chosen[position] for position in part or [0]]
@@ -176,11 +181,9 @@ class RewardEvalCallback(L.Callback):
         return pl_module.generate(prompts, indices, seed=self.seed)
 
     def draw_grid(self, pl_module: DistillationModule) -> Tensor:
-        return make_grid(self.draw(pl_module, self.spread(self.grid)).cpu(), nrow=8)
-
-    def spread(self, count: int) -> list[int]:
-        """So many of the prompts, from the first to the last; all where there are fewer."""
-        return torch.linspace(0, len(self.metadata) - 1, min(count, len(self.metadata))).long().tolist()
+        shown = spread(len(self.metadata), self.grid)
+        parts = [shown[start : start + self.batch_size] for start in range(0, len(shown), self.batch_size)]
+        return make_grid(torch.cat([self.draw(pl_module, part).cpu() for part in parts]), nrow=8)
 
     def metric_names(self) -> list[str]:
         tags = dict.fromkeys(entry["tag"] for entry in self.metadata if "tag" in entry)

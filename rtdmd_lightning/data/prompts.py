@@ -44,6 +44,11 @@ def load_prompts(source: str) -> list[dict]:
     return read_prompt_file(Path(source))
 
 
+def spread(count: int, most: int) -> list[int]:
+    """All of `count` indices, or `most` of them, evenly from the first to the last (`count` at least 1)."""
+    return np.linspace(0, count - 1, min(count, most)).astype(int).tolist()
+
+
 def _fetched(source: str, address: str) -> Path:
     """The prompt file of a data set on the hub, in the hub's cache."""
     repository, _, part = address.partition(":")

@@ -13,10 +13,11 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from rtdmd_lightning.data.prompts import spread
 from rtdmd_lightning.evaluation.images import data_uri
 from rtdmd_lightning.evaluation.results import Results, SetResult
 from rtdmd_lightning.evaluation.settings import Gallery
-from rtdmd_lightning.evaluation.side_by_side import SMALL_SIDE, spread
+from rtdmd_lightning.evaluation.side_by_side import SMALL_SIDE
 from rtdmd_lightning.evaluation.tables import comparison_tables, tag_tables
 from rtdmd_lightning.files import write_text
 

@@ -4,10 +4,10 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from rtdmd_lightning.data.prompts import spread
 from rtdmd_lightning.evaluation.results import SetResult
 from rtdmd_lightning.evaluation.settings import Gallery
 from rtdmd_lightning.files import appearing_at
@@ -15,11 +15,6 @@ from rtdmd_lightning.files import appearing_at
 SMALL_SIDE = 128  # images up to this side are enlarged with hard pixel edges: nothing is to be smoothed over
 CELL = 1.0  # inches
 CAPTION = 17  # letters to a line
-
-
-def spread(count: int, most: int) -> list[int]:
-    """All of `count` indices, or `most` of them, spread evenly."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
 
 
 def save_side_by_side(rows: Mapping[str, Sequence[Image.Image]], prompts: Sequence[str], path: Path) -> None:

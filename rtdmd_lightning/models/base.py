@@ -44,6 +44,10 @@ class Backbone(ABC):
     def check(self) -> None:
         """Raises UserError for what `load` would refuse, as far as it can be told without reading weights."""
 
+    def check_teacher(self) -> None:
+        """Raises UserError for weights that draw images but cannot teach. Training asks, drawing does not."""
+        return
+
     @abstractmethod
     def load(self) -> nn.Module:
         """Read the weights and return the frozen transformer. Raises UserError for a folder that lacks a part."""

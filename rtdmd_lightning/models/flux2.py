@@ -46,13 +46,15 @@ class Flux2Backbone(PackedBackbone):
 
     def check(self) -> None:
         super().check()
+        if self.generator_pretrained is not None:
+            check_folder(self.generator_pretrained, ["transformer"])
+
+    def check_teacher(self) -> None:
         if read_config(Flux2KleinPipeline, self.pretrained).get("is_distilled"):
             raise UserError(
                 f"{self.pretrained} is the distilled klein, which cannot teach with guidance; set pretrained to klein-base and "
                 "generator_pretrained to the distilled one"
             )
-        if self.generator_pretrained is not None:
-            check_folder(self.generator_pretrained, ["transformer"])
 
     def load_generator_base(self) -> nn.Module | None:
         if self.generator_pretrained is None:

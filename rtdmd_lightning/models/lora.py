@@ -56,7 +56,9 @@ def add_adapter(transformer: nn.Module, name: str, settings: LoraSettings, famil
     config = LoraConfig(
         r=settings.rank, lora_alpha=settings.alpha, init_lora_weights="gaussian", target_modules=list(targets)
     )
-    with torch.random.fork_rng(devices=[]):
+    # On the CPU whatever device Lightning builds on (it differs by strategy): each has random numbers of its own. PEFT moves
+    # the adapter to its layer.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(settings.seed + sum(name.encode()))
         inject_adapter_in_model(config, transformer, adapter_name=name)
     for parameter in adapter_parameters(transformer, name).values():

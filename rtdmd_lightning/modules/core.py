@@ -122,6 +122,10 @@ class DistillationModule(RolesModule):
         parameters = self.parameters_of(role)
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if not torch.isfinite(norm):  # a finite loss may have such a gradient, and clipping would spread it
+            raise FloatingPointError(
+                f"the norm of the {role} gradient is {norm.item()} at step {self.global_step}; nothing was updated"
+            )
         torch.nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, norm)
         # Lightning counts the steps of the optimizers it wraps: the generator's alone.
         optimizers = self.optimizers(use_pl_optimizer=role == GENERATOR)

@@ -1,6 +1,7 @@
 """Stage 2's losses, each for one micro-batch of rollouts: SubGRPO on a stochastic step, and what is back-propagated through the
 last one (METHOD section 4, item 5)."""
 
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from rtdmd_lightning.data.rollout import Rollout
 from rtdmd_lightning.data.stream import PromptBatch
-from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.errors import UserError, require
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.modules.matching import MatchingModule
 from rtdmd_lightning.modules.roles import GENERATOR
@@ -61,14 +62,21 @@ class ReinforcementModule(MatchingModule):
                 f"model.policy.trained_steps must lie between 1 and {len(self.candidates)}, the number of stochastic steps "
                 f"that may be chosen, not {policy.trained_steps}"
             )
+        if policy.kl_weight and not policy.weight:
+            raise UserError(
+                "model.policy.kl_weight belongs to the policy's steps: it needs a model.policy.weight above 0"
+            )
         if policy.weight and self.sampler.eta == 0:
             raise UserError("with model.sampler.eta 0 no step is stochastic: set model.policy.weight to 0")
         if final_step.reward_weight and not rewards.differentiable:
             raise UserError(
                 f"none of the rewards {sorted(rewards.weights)} can be back-propagated: set model.final_step.reward_weight to 0"
             )
+        trained_at_all = policy.weight or final_step.matching_weight or final_step.reward_weight
+        require(bool(trained_at_all), "nothing is trained: all of model.policy's and model.final_step's weights are 0")
         self.rewards = rewards
         self.policy, self.final_step = policy, final_step
+        self._noted: defaultdict[str, list[Tensor]] = defaultdict(list)
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
@@ -96,8 +104,8 @@ class ReinforcementModule(MatchingModule):
             adv_clip_max=self.policy.advantage_clip,
         )
         deviation = (log_prob.detach() - old_log_prob).expm1().abs()
-        self.log("policy/ratio_deviation", deviation.max(), on_step=True, reduce_fx="max")
-        self.log("policy/clipped", (deviation > self.policy.clip_range).float().mean())
+        self._noted["policy/ratio_deviation"].append(deviation)
+        self._noted["policy/clipped"].append((deviation > self.policy.clip_range).float())
         loss = self.policy.weight * loss
         if self.policy.kl_weight:
             kl = self.kl_to_cold_start(step, state, velocity, conditioning)
@@ -140,13 +148,21 @@ class ReinforcementModule(MatchingModule):
             step = ExecutedStep(sigma, 0.0, state, velocity, torch.zeros_like(state), sample)
             random = self.random_of(batch)
             matching = self.generator_matching_loss(step, conditioning, random, guidance_scale, "generator update")
-            self.log("final_step/matching_loss", matching.detach())
+            self._noted["final_step/matching_loss"].append(matching.detach().expand(len(rows)))
             terms["AC-DMD"] = len(rows) * (self.final_step.matching_weight * matching)
         if self.final_step.reward_weight:
             hinge = reward_hinge_loss(self.differentiable_reward(sample, batch), ceiling=self.final_step.reward_ceiling)
-            self.log("final_step/reward_loss", hinge.detach())
+            self._noted["final_step/reward_loss"].append(hinge.detach().expand(len(rows)))
             terms["reward back-propagation"] = len(rows) * (self.final_step.reward_weight * hinge)
         return terms
+
+    def log_noted(self) -> None:
+        """Log what the losses have noted of each sample since the last time: the mean, of the ratio's deviation the largest."""
+        for name, of_samples in self._noted.items():
+            values = torch.cat(of_samples)
+            if len(values):
+                self.log(name, values.max() if name == "policy/ratio_deviation" else values.mean())
+        self._noted.clear()
 
     def differentiable_reward(self, samples: Tensor, batch: PromptBatch) -> Tensor:
         """`Σ_i w_i·r_i` of the decoded samples, `[B]`, with gradient; decoder and rewards run again in the backward pass."""

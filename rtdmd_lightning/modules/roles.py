@@ -76,6 +76,7 @@ class RolesModule(L.LightningModule, ABC):
     def check(self) -> None:
         """Raises UserError for what `configure_model` would refuse, as far as it can be told without reading weights."""
         self.backbone.check()
+        self.backbone.check_teacher()
         self.backbone.sigmas(self.sampler.steps)
         self.frozen_adapters()
 
@@ -83,14 +84,14 @@ class RolesModule(L.LightningModule, ABC):
         """Load the base, inject the adapters and shard, once: Lightning may call this again."""
         if self._configured:
             return
-        frozen = {name: adapters.read(path) for name, path in self.frozen_adapters().items()}
+        self.frozen = {name: adapters.read(path) for name, path in self.frozen_adapters().items()}
         initial = adapters.read(self.initial_adapter) if self.initial_adapter else None
         if initial is not None:
             adapters.check_settings(initial, self.lora)  # a wrong file is told in a second
         self.transformer, self.generator_base = self.backbone.load(), self.backbone.load_generator_base()
         stacks = self.adapter_stacks()
         home = {adapter: self.base_of(role) for role, stack in stacks.items() for adapter in stack}
-        for name, adapter in frozen.items():
+        for name, adapter in self.frozen.items():
             adapters.inject(home[name], name, adapter)
         for name in (GENERATOR, FAKE_SCORE, EMA):
             lora.add_adapter(home[name], name, self.lora, self.backbone.lora_targets)

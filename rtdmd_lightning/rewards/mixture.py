@@ -1,7 +1,5 @@
 """Several rewards as one: scored together by name, and summed where a gradient is wanted."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -52,13 +50,7 @@ class RewardMixture:
 
         Raises RewardError where a reward raises, or returns anything but B finite numbers.
         """
-        return {
-            name: _score(reward, images, prompts, metadata).float() for name, reward in self.rewards.items()
-        }  # fmt: skip
-
-    def weighted_sum(self, scores: Mapping[str, Tensor]) -> Tensor:
-        """`Σ_i w_i·r_i` of what `score` returned, `[B]`."""
-        return torch.stack([self.weights[name] * scores[name] for name in self.rewards]).sum(dim=0)
+        return {name: checked_score(reward, images, prompts, metadata).float() for name, reward in self.rewards.items()}
 
     def differentiable_sum(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
         """`Σ_i w_i·r_i`, `[B]`, over the differentiable rewards only, with gradient to `images`.
@@ -69,14 +61,15 @@ class RewardMixture:
             raise UserError(f"none of the rewards {sorted(self.rewards)} with a weight is differentiable")
         terms = []
         for name in self.differentiable:
-            score = _score(self.rewards[name], images, prompts, metadata)
+            score = checked_score(self.rewards[name], images, prompts, metadata)
             if images.requires_grad and not score.requires_grad:
                 raise RewardError(f"the reward {name!r} calls itself differentiable but its score has no gradient")
             terms.append(self.weights[name] * score)
         return torch.stack(terms).sum(dim=0)
 
 
-def _score(reward: Reward, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
+def checked_score(reward: Reward, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
+    """A reward's scores `[B]`. Raises RewardError as `RewardMixture.score` does."""
     try:
         score = reward.score(images, prompts, metadata)
     except RewardGone:
