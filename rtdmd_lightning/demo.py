@@ -24,7 +24,7 @@ from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.modules.core import DistillationModule
 from rtdmd_lightning.modules.roles import TEACHER
 from rtdmd_lightning.rewards.pixels import to_pil
-from rtdmd_lightning.shapes.scoring import in_batches, strict_scores, teacher_images
+from rtdmd_lightning.shapes.scoring import draw_in_batches, strict_scores, teacher_images
 from rtdmd_lightning.starting import check_unused
 from rtdmd_lightning.study import write_json
 
@@ -118,7 +118,7 @@ def of_teacher(module: DistillationModule, prompts: list[str], steps: int, guida
 
 
 def of_student(module: DistillationModule, prompts: list[str]) -> Tensor:
-    return in_batches(lambda i: module.generate([prompts[j] for j in i], i, seed=SEED), len(prompts))
+    return draw_in_batches(lambda i: module.generate([prompts[j] for j in i], i, seed=SEED), len(prompts))
 
 
 def new_table(columns: list[str]) -> Table:

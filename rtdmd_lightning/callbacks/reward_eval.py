@@ -18,6 +18,7 @@ from rtdmd_lightning.callbacks.diversity import DiversitySettings, within_prompt
 from rtdmd_lightning.callbacks.measures import DIVERSITY, Evaluation, Measures, sort_out, trained_weights
 from rtdmd_lightning.data.prompts import load_prompts, spread
 from rtdmd_lightning.errors import UserError, require
+from rtdmd_lightning.evaluation.plan import in_batches
 from rtdmd_lightning.modules.core import DistillationModule
 from rtdmd_lightning.modules.reinforcement import ReinforcementModule
 from rtdmd_lightning.rewards.base import Reward
@@ -182,8 +183,8 @@ class RewardEvalCallback(L.Callback):
 
     def draw_grid(self, pl_module: DistillationModule) -> Tensor:
         shown = spread(len(self.metadata), self.grid)
-        parts = [shown[start : start + self.batch_size] for start in range(0, len(shown), self.batch_size)]
-        return make_grid(torch.cat([self.draw(pl_module, part).cpu() for part in parts]), nrow=8)
+        images = [self.draw(pl_module, part).cpu() for part in in_batches(shown, self.batch_size)]
+        return make_grid(torch.cat(images), nrow=8)
 
     def metric_names(self) -> list[str]:
         tags = dict.fromkeys(entry["tag"] for entry in self.metadata if "tag" in entry)

@@ -18,7 +18,7 @@ def strict_scores(images: Tensor, metadata: list[dict]) -> dict[str, float]:
     return {"all": float(strict.mean())} | by_tag
 
 
-def in_batches(draw: Callable[[list[int]], Tensor], count: int, batch_size: int = 100) -> Tensor:
+def draw_in_batches(draw: Callable[[list[int]], Tensor], count: int, batch_size: int = 100) -> Tensor:
     """Images 0 to `count`, drawn `batch_size` at a time by a function of their indices."""
     return torch.cat([draw(list(range(i, min(i + batch_size, count)))) for i in range(0, count, batch_size)])
 
@@ -35,7 +35,7 @@ def teacher_images(
 ) -> Tensor:
     """`[B, 3, H, W]` in [0, 1] from the diffusers pipeline itself (Euler steps); image i's noise is its own."""
     pipeline.set_progress_bar_config(disable=True)
-    return in_batches(
+    return draw_in_batches(
         lambda indices: (
             pipeline(
                 [prompts[index] for index in indices],
