@@ -72,8 +72,10 @@ class ReinforcementModule(MatchingModule):
             raise UserError(
                 f"none of the rewards {sorted(rewards.weights)} can be back-propagated: set model.final_step.reward_weight to 0"
             )
-        trained_at_all = policy.weight or final_step.matching_weight or final_step.reward_weight
-        require(bool(trained_at_all), "nothing is trained: all of model.policy's and model.final_step's weights are 0")
+        require(
+            policy.weight > 0 or final_step.is_trained,
+            "nothing is trained: all of model.policy's and model.final_step's weights are 0",
+        )
         self.rewards = rewards
         self.policy, self.final_step = policy, final_step
         self._noted: defaultdict[str, list[Tensor]] = defaultdict(list)

@@ -194,11 +194,10 @@ class RTDMDModule(ReinforcementModule):
         losses: list[Callable[[], Tensor]] = [
             partial(self.policy_loss, rollout, step) for rollout, _ in remaining for step in chosen
         ]
-        final = bool(self.final_step.matching_weight or self.final_step.reward_weight)
-        if final:
+        if self.final_step.is_trained:
             guidance_scale = self.draw_guidance(epoch)
             losses += [partial(self.final_step_loss, rollout, rows, guidance_scale) for rollout, rows in remaining]
-        scale = self.trainer.world_size / (max(total_kept, 1) * (len(chosen) + final))
+        scale = self.trainer.world_size / (max(total_kept, 1) * (len(chosen) + self.final_step.is_trained))
         total = self.accumulate(GENERATOR, losses, scale)
         self.log_noted()
         self.log_dict({"generator/loss": total, "generator/grad_norm": self.step_optimizer(GENERATOR)})

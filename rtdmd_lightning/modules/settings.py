@@ -146,6 +146,11 @@ class FinalStepSettings:
             f"{where}reward_ceiling must be a finite number, not {self.reward_ceiling}",
         )
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether anything is back-propagated through the step."""
+        return self.matching_weight > 0 or self.reward_weight > 0
+
 
 def _check_not_negative(where: str, **values: float) -> None:
     for name, value in values.items():

@@ -96,7 +96,7 @@ def reinforcement_phases(module: RTDMDModule, local: int) -> Phases:
 
     def generator_step() -> None:
         losses: list[Callable[[], Tensor]] = [partial(module.policy_loss, made[0], step) for step in chosen[:1]]
-        if module.final_step.matching_weight or module.final_step.reward_weight:
+        if module.final_step.is_trained:
             losses.append(partial(module.final_step_loss, made[0], rows, module.guidance_scale[1]))
         with mock.patch.object(module, "differentiable_reward", first_chunk):
             back_propagate(module, GENERATOR, *losses, accumulate=True)

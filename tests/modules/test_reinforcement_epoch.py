@@ -116,7 +116,7 @@ def compare_gradients(module, counts):
 
     module.update_generator, module.step_optimizer = watched_update, watched_step
     train(module)
-    assert gradients["expected"].norm() > 1e-3
+    assert gradients["expected"].norm() > 1e-2
     torch.testing.assert_close(gradients["actual"], gradients["expected"], rtol=1e-3, atol=1e-6)
     return kept
 
