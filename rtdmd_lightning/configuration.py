@@ -3,6 +3,9 @@
 A config may begin with `defaults: [other.yaml, …]`, paths relative to itself. The files are merged in that order (mappings
 key by key, everything else replaced), the config itself last. `python -m rtdmd_lightning.fit --config A --config B` merges A
 and B in the same manner, and options on the command line come after all of them.
+
+A file that is put after several kinds of runs may hold, under `for_module`, options that only some modules have: a mapping from
+the module's class to what is merged into its `init_args`. Those of other classes are left out.
 """
 
 from collections.abc import Iterator
@@ -17,6 +20,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rtdmd_lightning.errors import UserError, user_error_in
+
+FOR_MODULE = "for_module"
 
 
 def compose(path: Path) -> dict[str, Any]:
@@ -54,9 +59,23 @@ def _chain(path: Path, opened_by: tuple[Path, ...]) -> list[dict[str, Any]]:
     return [part for parent in parents for part in _chain(path.parent / parent, (*opened_by, path))] + [config]
 
 
+def for_module(config: dict[str, Any], module: str | None, path: Path) -> dict[str, Any]:
+    """The config with its `for_module` options of this class merged in. Raises UserError where no class is known."""
+    by_class = config.get(FOR_MODULE)
+    if by_class is None:
+        return config
+    if not isinstance(by_class, dict) or module is None:
+        raise UserError(
+            f"the config {path}: '{FOR_MODULE}' is a mapping from a module's class to its options, and needs a config before it "
+            "that says which module is trained (model.class_path)"
+        )
+    rest = {key: value for key, value in config.items() if key != FOR_MODULE}
+    return _merge(rest, {"model": {"init_args": by_class.get(module, {})}})
+
+
 def expand_config_arguments(arguments: list[str]) -> list[str]:
     """Replace every `--config FILE` of a command line by one that holds the composed config itself."""
-    expanded, rest = [], iter(arguments)
+    expanded, rest, module = [], iter(arguments), None
     for argument in rest:
         option, equals, value = argument.partition("=")
         if option not in ("--config", "-c"):
@@ -65,7 +84,11 @@ def expand_config_arguments(arguments: list[str]) -> list[str]:
         path = value if equals else next(rest, None)
         if not path:
             raise UserError("--config wants the path of a YAML file")
-        expanded.append(f"--config={yaml.safe_dump(compose(Path(path)), sort_keys=False)}")
+        config = compose(Path(path))
+        model = config.get("model")
+        module = model.get("class_path", module) if isinstance(model, dict) else module
+        config = for_module(config, module, Path(path))
+        expanded.append(f"--config={yaml.safe_dump(config, sort_keys=False)}")
     return expanded
 
 

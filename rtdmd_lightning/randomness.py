@@ -7,7 +7,7 @@ guidance scale) take the update's number for the sample index and so agree on al
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,18 +21,26 @@ def keyed_generator(seed: int, index: int, purpose: str) -> torch.Generator:
 
 @dataclass(frozen=True)
 class SampleRandom:
-    """The random numbers of B samples, known by their global indices. Draws are made on the CPU and moved to `device`."""
+    """The random numbers of B samples, known by their global indices. Draws are made on the CPU and moved to `device`.
+
+    `use` tells apart the draws of a sample that is used more than once for the same purposes.
+    """
 
     seed: int
     indices: Sequence[int]
     device: torch.device
+    use: str = ""
 
     def __getitem__(self, index: slice) -> "SampleRandom":
-        return SampleRandom(self.seed, self.indices[index], self.device)
+        return replace(self, indices=self.indices[index])
+
+    def for_use(self, use: str) -> "SampleRandom":
+        """Other random numbers of the same samples."""
+        return replace(self, use=f"{use} ")
 
     def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
         """Standard normal, `[B, *shape]` float32."""
-        draws = [torch.randn(*shape, generator=generator) for generator in self._generators(purpose)]
+        draws = [torch.randn(tuple(shape), generator=generator) for generator in self._generators(purpose)]
         return torch.stack(draws).to(self.device)
 
     def uniform(self, purpose: str) -> Tensor:
@@ -41,4 +49,4 @@ class SampleRandom:
         return torch.stack(draws).to(self.device)
 
     def _generators(self, purpose: str):
-        return (keyed_generator(self.seed, index, purpose) for index in self.indices)
+        return (keyed_generator(self.seed, index, f"{self.use}{purpose}") for index in self.indices)

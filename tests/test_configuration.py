@@ -303,3 +303,29 @@ def test_a_process_ends_without_a_traceback(tmp_path):
         [sys.executable, script], capture_output=True, text=True, env=environment | {DEBUG_VARIABLE: "1"}
     )
     assert loud.returncode == 1 and "Traceback" in loud.stderr and "UserError: no such thing" in loud.stderr
+
+
+MODULES = "for_module: {A: {rate: 2, nested: {b: 3}}, B: {other: 1}}\nmodel: {init_args: {shared: 5}}"
+
+
+def expanded(arguments):
+    return [yaml.safe_load(argument.removeprefix("--config=")) for argument in expand_config_arguments(arguments)]
+
+
+def test_options_for_a_module_are_merged_where_that_module_is_trained(write):
+    base = write("base.yaml", "model: {class_path: A, init_args: {rate: 1, nested: {a: 1, b: 2}}}")
+    first, second = expanded(["--config", str(base), "--config", str(write("paper.yaml", MODULES))])
+    assert first == yaml.safe_load(base.read_text())
+    assert second == {"model": {"init_args": {"shared": 5, "rate": 2, "nested": {"b": 3}}}}
+
+
+def test_options_for_other_modules_are_left_out(write):
+    base = write("base.yaml", "model: {class_path: C}")
+    _, second = expanded(["--config", str(base), "--config", str(write("paper.yaml", MODULES))])
+    assert second == {"model": {"init_args": {"shared": 5}}}
+
+
+@pytest.mark.parametrize("text", [MODULES, "for_module: 3\nmodel: {class_path: A}"])
+def test_options_for_a_module_without_one_are_refused(write, text):
+    with pytest.raises(UserError, match="for_module"):
+        expand_config_arguments(["--config", str(write("paper.yaml", text))])

@@ -45,8 +45,11 @@ def cold_start(tiny_folder, tmp_path_factory):
     ("options", "wanted"),
     [
         (["--model.lora.rank=0"], "model.lora.rank must be at least 1, not 0"),
-        (["--model.ema_every=0"], "model.ema_every must be at least 1, not 0"),
-        (["--model.ema_decay=1"], "model.ema_decay must lie in [0, 1), not 1"),
+        (["--model.ema.every=0"], "model.ema.every must be at least 1, not 0"),
+        (["--model.ema.moves=0"], "model.ema.moves must be at least 1, not 0"),
+        (["--model.ema.decay=1"], "model.ema.decay must lie in [0, 1), not 1"),
+        (["--model.lora.init_std=0"], "model.lora.init_std must be above 0, not 0"),
+        (["--model.lora.init_std=-1"], "model.lora.init_std must be above 0, not -1"),
         (["--model.batch_size=0"], "model.batch_size must be at least 1, not 0"),
         (["--model.fake_optimizer.learning_rate=-1"], "model.fake_optimizer: learning_rate must be a number from 0 up"),
         (["--model.consistency.moves=0"], "model.consistency.moves must be above 0, not 0"),

@@ -114,7 +114,7 @@ def write_rtdmd_config(
                 "micro_batches": 4,
                 "images_per_prompt": 4,
                 "guidance_scale": [3.0, 3.0],
-                "lora": {"rank": 4, "alpha": 8},
+                "lora": {"rank": 4, "alpha": 8, "init_std": None},
                 "rewards": {
                     "rewards": [
                         {"class_path": "tests.tiny_rtdmd.Redness"},

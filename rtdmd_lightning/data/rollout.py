@@ -33,6 +33,31 @@ class Rollout:
     rewards: Scores
     advantages: Tensor
 
+    def __len__(self) -> int:
+        return len(self.advantages)
+
+    def at(self, rows: list[int]) -> "Rollout":
+        """Some of its samples."""
+        return Rollout(
+            self.batch.at(rows),
+            tuple(state[rows] for state in self.states),
+            {step: values[rows] for step, values in self.log_probs.items()},
+            {name: values[rows] for name, values in self.rewards.items()},
+            self.advantages[rows],
+        )
+
+    @staticmethod
+    def cat(parts: Sequence["Rollout"]) -> "Rollout":
+        """The samples of all parts."""
+        first = parts[0]
+        return Rollout(
+            PromptBatch.cat([part.batch for part in parts]),
+            tuple(torch.cat(states) for states in zip(*(part.states for part in parts), strict=True)),
+            {step: torch.cat([part.log_probs[step] for part in parts]) for step in first.log_probs},
+            {name: torch.cat([part.rewards[name] for part in parts]) for name in first.rewards},
+            torch.cat([part.advantages for part in parts]),
+        )
+
 
 def shared_noise(prompts: Sequence[str], shape: Sequence[int], *, seed: int, epoch: int, step: int) -> Tensor:
     """SubGRPO's noise of a step that is not trained, `[B, *shape]`: a function of (seed, prompt, step, epoch) alone."""
@@ -75,6 +100,13 @@ def collect(
         )
         for rollout, of_batch in zip(rolled_out, scores, strict=True)
     ]
+
+
+def shuffled(rollouts: Sequence[Rollout], generator: torch.Generator) -> list[Rollout]:
+    """As many rollouts of the same sizes, with all their samples in another order."""
+    together = Rollout.cat(rollouts)
+    order = torch.randperm(len(together), generator=generator).split([len(rollout) for rollout in rollouts])
+    return [together.at(rows.tolist()) for rows in order]
 
 
 def with_advantages(

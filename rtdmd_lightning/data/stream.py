@@ -1,6 +1,6 @@
 """The endless stream of training prompts and its split over processes and optimizer steps."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -30,6 +30,15 @@ class PromptBatch:
             [self.prompts[row] for row in rows],
             [self.metadata[row] for row in rows],
             [self.indices[row] for row in rows],
+        )
+
+    @staticmethod
+    def cat(parts: Sequence["PromptBatch"]) -> "PromptBatch":
+        """The prompts of all parts."""
+        return PromptBatch(
+            [prompt for part in parts for prompt in part.prompts],
+            [metadata for part in parts for metadata in part.metadata],
+            [index for part in parts for index in part.indices],
         )
 
 

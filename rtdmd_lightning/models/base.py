@@ -76,6 +76,11 @@ class Backbone(ABC):
     def sigmas(self, steps: Sequence[float]) -> tuple[float, ...]:
         """Raw timesteps (1000 down to 0, exclusive) to shifted levels, with the final 0 (METHOD section 1)."""
 
+    @property
+    @abstractmethod
+    def table_shift(self) -> float:
+        """The shift `s` of the levels at which the base was trained (METHOD section 5.1); 1 leaves them as they are."""
+
     def pipeline_sigmas(self, count: int) -> tuple[float, ...]:
         """The levels that the family's diffusers pipeline itself uses for `count` steps, with the final 0."""
         return self.sigmas(evenly_spaced(count, start=1000))

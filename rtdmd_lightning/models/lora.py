@@ -7,10 +7,12 @@ switch. And gradient checkpointing runs the forward pass again during the backwa
 """
 
 import contextlib
+import math
 import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -22,19 +24,31 @@ from rtdmd_lightning.errors import UserError, require
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """Rank, alpha (the scale is alpha / rank) and the seed of the gaussian A; B starts at zero (METHOD section 4).
+    """The trained adapters: `alpha/rank · B·A` is added to a layer's weight; A starts gaussian, B at zero (METHOD section 4).
 
+    rank: rows of A.
+    alpha: the scale is alpha / rank.
+    seed: of the gaussian A.
+    init_std: standard deviation of A; by default 1 / rank (stage 1). The paper's stage 2 starts from 1. With B at zero the
+        weights first move in proportion to A, so the learning rate belongs to it.
+    dtype: of the trained weights and of their optimizer's state.
     targets: suffixes of the module paths that are adapted; without them the family's own, METHOD's.
     """
 
     rank: int = 32
     alpha: int = 64
     seed: int = 0
+    init_std: float | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
     targets: list[str] | None = None
 
     def __post_init__(self) -> None:
         require(self.rank >= 1, f"model.lora.rank must be at least 1, not {self.rank}")
         require(self.alpha >= 1, f"model.lora.alpha must be at least 1, not {self.alpha}")
+        require(
+            self.init_std is None or 0 < self.init_std < math.inf,
+            f"model.lora.init_std must be above 0, not {self.init_std}: with A and B at zero an adapter never learns",
+        )
         require(self.targets != [], "model.lora.targets must name a layer; leave it out for the family's own")
 
     @property
@@ -43,7 +57,7 @@ class LoraSettings:
 
 
 def add_adapter(transformer: nn.Module, name: str, settings: LoraSettings, family_targets: list[str]) -> None:
-    """Inject a float32 adapter; its initial weights depend on the settings' seed and its name only.
+    """Inject an adapter; its initial weights depend on the settings' seed and its name only.
 
     Raises UserError where no layer of the transformer matches the family's targets, or one of the settings' matches none.
     """
@@ -61,8 +75,12 @@ def add_adapter(transformer: nn.Module, name: str, settings: LoraSettings, famil
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(settings.seed + sum(name.encode()))
         inject_adapter_in_model(config, transformer, adapter_name=name)
-    for parameter in adapter_parameters(transformer, name).values():
-        parameter.data = parameter.data.float()
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
+    for path, parameter in adapter_parameters(transformer, name).items():
+        initial = parameter.data.float()
+        if settings.init_std is not None and ".lora_A." in path:
+            initial *= settings.init_std * settings.rank  # PEFT's gaussian has a standard deviation of 1 / rank
+        parameter.data = initial.to(dtype)
 
 
 def adapter_parameters(transformer: nn.Module, name: str) -> dict[str, nn.Parameter]:

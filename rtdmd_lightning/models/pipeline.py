@@ -120,6 +120,12 @@ class PipelineBackbone(Backbone):
         """The scheduler's, its class's defaults filled in."""
         return FlowMatchEulerDiscreteScheduler.from_config(self.read_config("scheduler")).config
 
+    @property
+    def table_shift(self) -> float:
+        """The static shift of the scheduler's training table; a scheduler that shifts by resolution leaves its table alone."""
+        config = self.scheduler_config
+        return 1.0 if config.use_dynamic_shifting else config.shift
+
     @cached_property
     def vae_scale_factor(self) -> int:
         """Pixels along an edge of what one latent stands for, as the pipelines have it."""

@@ -17,7 +17,7 @@ Forward passes, in samples of the transformer (B = batch_size, K = sampler steps
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ class ACDMDModule(MatchingModule):
         fake_update_ratio: fake-score updates per generator update (TTUR).
         random_stop: stop the rollout after a random number of steps; without it, always after the last.
         reuse_rollouts: one batch of whole trajectories per cycle instead of one random-stop rollout per update.
+        trajectory_dtype: of the states of a rollout; they are rounded as they are made.
         backbone, batch_size, guidance_scale, shared: see `MatchingModule` and `DistillationModule` (the command line lists
             their options here too).
     """
@@ -59,6 +60,7 @@ class ACDMDModule(MatchingModule):
         fake_update_ratio: int = 10,
         random_stop: bool = True,
         reuse_rollouts: bool = True,
+        trajectory_dtype: Literal["float32", "bfloat16"] = "float32",
         **shared: Any,
     ) -> None:
         super().__init__(backbone, batch_size, guidance_scale, **shared)
@@ -67,6 +69,7 @@ class ACDMDModule(MatchingModule):
         self.fake_update_ratio = fake_update_ratio
         self.random_stop = random_stop
         self.reuse_rollouts = reuse_rollouts
+        self.trajectory_dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[trajectory_dtype]
 
     def check(self) -> None:
         """Also refuses a schedule from one of whose levels there is nowhere to renoise to."""
@@ -87,10 +90,10 @@ class ACDMDModule(MatchingModule):
 
     @property
     def groups_per_step(self) -> int:
-        """With reuse, K updates share a group, and the generator's update takes one of them too; else each has its own."""
+        """With reuse, K fake-score updates share a group; else each has its own. The generator's update takes one of them."""
         if self.shares_trajectories:
             return math.ceil(self.fake_update_ratio / len(self.sampler.steps))
-        return self.fake_update_ratio + 1
+        return self.fake_update_ratio
 
     def plan(self, cycle: int) -> tuple[list[Update], Update]:
         """The fake-score updates of a cycle and its generator update: a function of (seed, cycle), so the same on all ranks."""
@@ -104,7 +107,9 @@ class ACDMDModule(MatchingModule):
             order = torch.randperm(groups * stops, generator=generator).tolist()[:ratio]
             fake_updates = [Update(index // stops, index % stops + 1) for index in order]
             return fake_updates, Update(draw(groups), draw(stops) + 1)
-        updates = [Update(group, draw(stops) + 1 if self.random_stop else stops) for group in range(groups)]
+        # As the authors have it, the generator's update takes the prompts of the last one before it, with noise of its own.
+        groups_in_turn = [*range(groups), groups - 1]
+        updates = [Update(group, draw(stops) + 1 if self.random_stop else stops) for group in groups_in_turn]
         return updates[:ratio], updates[ratio]
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
@@ -118,25 +123,32 @@ class ACDMDModule(MatchingModule):
         shared: Trajectory | None = None
         if self.shares_trajectories:
             with self.timed("rollout"):
-                shared = self.roll_out(GENERATOR, conditioning, random)
+                shared = self.roll_out_to(len(self.sampler.steps), conditioning, random)
         with self.timed("fake_updates"):
             for number, update in enumerate(fake_updates):
                 group = groups[update.group]
                 trajectory = (
-                    shared[group]
-                    if shared
-                    else self.roll_out(GENERATOR, conditioning[group], random[group], update.stop)
+                    shared[group] if shared else self.roll_out_to(update.stop, conditioning[group], random[group])
                 )
                 loss = self.fake_score_loss(trajectory, update.stop, conditioning[group], random[group], number)
                 self.log_update(FAKE_SCORE, update.stop, loss, self.update(FAKE_SCORE, loss))
+        self.update_ema(self.ema_moves - 1)
         with self.timed("generator_update"):
             group, stop = groups[generator_update.group], generator_update.stop
-            trajectory = (
-                shared[group] if shared else self.roll_out(GENERATOR, conditioning[group], random[group], stop - 1)
-            )
-            loss = self.generator_loss(trajectory, stop, conditioning[group], random[group], self.draw_guidance(cycle))
+            own = random[group] if shared else random[group].for_use("generator")
+            trajectory = shared[group] if shared else self.roll_out_to(stop - 1, conditioning[group], own)
+            loss = self.generator_loss(trajectory, stop, conditioning[group], own, self.draw_guidance(cycle))
             self.log_update(GENERATOR, stop, loss, self.update(GENERATOR, loss))
-        self.update_ema()
+        self.update_ema(1)
+
+    @property
+    def ema_moves(self) -> int:
+        """Moves of the average in a cycle: one per fake-score update (METHOD section 3.4)."""
+        return self.ema.moves or self.fake_update_ratio
+
+    def roll_out_to(self, steps: int, conditioning: Conditioning, random: SampleRandom) -> Trajectory:
+        """The generator's first steps, without gradient."""
+        return self.roll_out(GENERATOR, conditioning, random, steps, state_dtype=self.trajectory_dtype)
 
     def log_update(self, role: str, stop: int, loss: Tensor, norm: Tensor) -> None:
         """Losses and gradient norms differ by orders of magnitude between segments, so each segment has its own curves."""

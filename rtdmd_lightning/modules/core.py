@@ -22,7 +22,7 @@ from rtdmd_lightning.errors import require
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.models.sharding import gradient_sync_paused
 from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR, RolesModule
-from rtdmd_lightning.modules.settings import OptimizerSettings
+from rtdmd_lightning.modules.settings import EMASettings, OptimizerSettings
 
 
 class DistillationModule(RolesModule):
@@ -31,8 +31,7 @@ class DistillationModule(RolesModule):
     Args:
         batch_size: samples of one optimizer step, over all processes.
         generator_optimizer, fake_optimizer: one AdamW each.
-        ema_decay: per update of the average.
-        ema_every: generator updates between two updates of the average.
+        ema: how the generator's average follows it.
         backbone, shared: see `RolesModule` (the command line lists its options here too).
     """
 
@@ -42,20 +41,16 @@ class DistillationModule(RolesModule):
         batch_size: int,
         generator_optimizer: OptimizerSettings = OptimizerSettings(),
         fake_optimizer: OptimizerSettings = OptimizerSettings(),
-        ema_decay: float = 0.99,
-        ema_every: int = 1,
+        ema: EMASettings = EMASettings(),
         **shared: Any,
     ) -> None:
         super().__init__(backbone, **shared)
         require(batch_size >= 1, f"model.batch_size must be at least 1, not {batch_size}")
-        require(0 <= ema_decay < 1, f"model.ema_decay must lie in [0, 1), not {ema_decay}")
-        require(ema_every >= 1, f"model.ema_every must be at least 1, not {ema_every}")
         self.automatic_optimization = False
         self.batch_size = batch_size
         self.generator_optimizer = generator_optimizer
         self.fake_optimizer = fake_optimizer
-        self.ema_decay = ema_decay
-        self.ema_every = ema_every
+        self.ema = ema
 
     @property
     @abstractmethod
@@ -138,12 +133,13 @@ class DistillationModule(RolesModule):
         return norm
 
     @torch.no_grad()
-    def update_ema(self) -> None:
-        """`ema <- decay * ema + (1 - decay) * generator`, over the adapter's parameters, every `ema_every` updates."""
-        if self.global_step % self.ema_every:
+    def update_ema(self, moves: int) -> None:
+        """Move the average towards the generator as it is now; `moves` are offered, see `EMASettings`."""
+        kept = self.ema.kept(moves, updates=self.global_step)
+        if kept == 1:
             return
         for average, parameter in zip(self.parameters_of(EMA), self.parameters_of(GENERATOR), strict=True):
-            average.lerp_(parameter, 1 - self.ema_decay)
+            average.lerp_(parameter, 1 - kept)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

@@ -10,7 +10,7 @@ from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.modules.core import DistillationModule
 from rtdmd_lightning.modules.roles import FAKE_SCORE
-from rtdmd_lightning.modules.settings import Consistency
+from rtdmd_lightning.modules.settings import Consistency, RenoiseSettings
 from rtdmd_lightning.objectives import (
     ambient_velocity_target,
     clean_from_velocity,
@@ -19,15 +19,21 @@ from rtdmd_lightning.objectives import (
     cps_step,
     distribution_matching_loss,
     fake_score_loss,
+    flow_matching_loss,
     fresh_noise_share,
+    logit_normal,
     noise_free_pair,
     posterior_step,
     rao_blackwell_velocity_target,
     renoise,
     renoise_level,
+    table_level,
 )
 from rtdmd_lightning.randomness import SampleRandom, keyed_generator
 from rtdmd_lightning.structures import Conditioning, ExecutedStep, Subinterval
+
+TABLE_RANGE = (20, 980)
+"""Entries of the training table that DMD2's generator loss draws from."""
 
 
 class MatchingModule(DistillationModule):
@@ -39,6 +45,8 @@ class MatchingModule(DistillationModule):
             with the consistency regulariser, this is DMD2.
         consistency: the fake score's regulariser.
         fake_target: `ambient` (the paper's) or `rao_blackwell` (same conditional mean, smaller variance).
+        fake_weight: of the fake score's loss: `clamped` (the paper's), or `unit` (DMD2's).
+        renoise: how the levels that samples are renoised to are drawn.
         normalizer: of the generator's gradient: `paper`, or `noise_free` (only the clean predictions enter).
         backbone, batch_size, shared: see `DistillationModule` (the command line lists its options here too).
     """
@@ -51,6 +59,8 @@ class MatchingModule(DistillationModule):
         sub_interval: bool = True,
         consistency: Consistency = Consistency(),
         fake_target: Literal["ambient", "rao_blackwell"] = "ambient",
+        fake_weight: Literal["clamped", "unit"] = "clamped",
+        renoise: RenoiseSettings = RenoiseSettings(),
         normalizer: Literal["paper", "noise_free"] = "paper",
         **shared: Any,
     ) -> None:
@@ -66,10 +76,17 @@ class MatchingModule(DistillationModule):
             rank_zero_warn(
                 "with eta 0 the two consistency transitions coincide: the estimator is the biased one-sample form"
             )
+        if sub_interval and not (renoise.fake_score == renoise.generator == "interval"):
+            raise UserError(
+                "model.renoise: only `interval` draws levels above the one where a rollout stopped; set model.sub_interval to "
+                "false for the others"
+            )
         self.guidance_scale = guidance_scale
         self.sub_interval = sub_interval
         self.consistency = consistency
         self.fake_target = fake_target
+        self.fake_weight = fake_weight
+        self.renoise = renoise
         self.normalizer = normalizer
 
     def draw_guidance(self, update: int) -> float:
@@ -77,9 +94,21 @@ class MatchingModule(DistillationModule):
         low, high = self.guidance_scale
         return low + (high - low) * float(torch.rand((), generator=keyed_generator(self.seed, update, "guidance")))
 
-    def renoise_from(self, start: Tensor, sigma_start: float, random: SampleRandom, purpose: str) -> Subinterval:
+    def draw_level(self, how: str, sigma_start: float, random: SampleRandom, purpose: str) -> Tensor:
+        """The levels `[B]` to renoise to, as `RenoiseSettings` has it."""
+        if how == "logit_normal":
+            draw = logit_normal(random.normal(purpose, ()))
+            return table_level(draw, shift=self.backbone.table_shift)
+        uniform = random.uniform(purpose)
+        if how == "uniform":
+            return table_level(uniform, shift=self.backbone.table_shift, clamp=TABLE_RANGE)
+        return renoise_level(uniform, sigma_start=sigma_start)
+
+    def renoise_from(
+        self, start: Tensor, sigma_start: float, random: SampleRandom, purpose: str, how: str = "interval"
+    ) -> Subinterval:
         """METHOD section 3.1."""
-        level = renoise_level(random.uniform(f"{purpose} level"), sigma_start=sigma_start)
+        level = self.draw_level(how, sigma_start, random, f"{purpose} level")
         noise = random.normal(f"{purpose} noise", start.shape[1:])
         end = renoise(start, sigma_start=sigma_start, sigma_end=level, noise=noise)
         return Subinterval(start, sigma_start, end, level, noise)
@@ -90,7 +119,7 @@ class MatchingModule(DistillationModule):
         """METHOD section 3.2 at the boundary that a step reached; a scalar. `purpose` keys its noise."""
         sigma = step.sigma_next if self.sub_interval else 0.0
         start = step.next_state if self.sub_interval else step.clean
-        interval = self.renoise_from(start, sigma, random, purpose)
+        interval = self.renoise_from(start, sigma, random, purpose, self.renoise.fake_score)
         velocity = self.velocity(FAKE_SCORE, interval.end, interval.sigma_end, conditioning)
         if self.fake_target == "ambient":
             target = ambient_velocity_target(
@@ -105,7 +134,10 @@ class MatchingModule(DistillationModule):
                 step_noise=step.noise,
                 noise=interval.noise,
             )
-        loss = fake_score_loss(velocity, target, sigma_start=sigma, sigma_end=interval.sigma_end)
+        if self.fake_weight == "unit":
+            loss = flow_matching_loss(velocity, target)
+        else:
+            loss = fake_score_loss(velocity, target, sigma_start=sigma, sigma_end=interval.sigma_end)
         if not self.consistency.weight:
             return loss
         return loss + self.consistency.weight * self.consistency_regulariser(
@@ -155,7 +187,7 @@ class MatchingModule(DistillationModule):
         eta = self.sampler.eta
         sigma_start = step.sigma_next if self.sub_interval else 0.0
         start = step.next_state if self.sub_interval else step.clean
-        interval = self.renoise_from(start.detach(), sigma_start, random, purpose)
+        interval = self.renoise_from(start.detach(), sigma_start, random, purpose, self.renoise.generator)
         level = interval.sigma_end
         teacher = self.teacher_velocity(interval.end, level, conditioning, guidance_scale)
         with torch.no_grad():

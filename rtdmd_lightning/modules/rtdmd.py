@@ -27,7 +27,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rtdmd_lightning.data.rollout import Rollout, Scores, collect, shared_noise, with_advantages
+from rtdmd_lightning.data.rollout import Rollout, Scores, collect, shared_noise, shuffled, with_advantages
 from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.errors import require
 from rtdmd_lightning.models.base import Backbone
@@ -49,6 +49,8 @@ class RTDMDModule(ReinforcementModule):
         images_per_prompt: K, the size of a group whose rewards are compared.
         micro_batches: batches of `batch_size` samples in an epoch.
         trajectory_dtype: how states are stored between rollout and update; they are rounded as they are made, so nothing is lost.
+        shuffle: train on micro-batches that mix the samples of all rollout batches, as the authors do. Without it they stay
+            together, so that the update computes what the rollout computed and the probability ratio starts at exactly 1.
         backbone, batch_size, guidance_scale, rewards, shared: see `ReinforcementModule` and those it is made from.
     """
 
@@ -63,6 +65,7 @@ class RTDMDModule(ReinforcementModule):
         images_per_prompt: int = 24,
         micro_batches: int = 16,
         trajectory_dtype: Literal["float32", "bfloat16"] = "float32",
+        shuffle: bool = False,
         **shared: Any,
     ) -> None:
         super().__init__(backbone, batch_size, guidance_scale, rewards, **shared)
@@ -73,6 +76,7 @@ class RTDMDModule(ReinforcementModule):
         require(micro_batches >= 1, f"model.micro_batches must be at least 1, not {micro_batches}")
         self.cold_start, self.cold_start_fake = cold_start, cold_start_fake
         self.group_size, self.micro_batches = images_per_prompt, micro_batches
+        self.shuffle = shuffle
         self.trajectory_dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[trajectory_dtype]
 
     @property
@@ -121,12 +125,20 @@ class RTDMDModule(ReinforcementModule):
             gather=self.gather,
         )
         self.log_dict({f"reward/{name}": values.mean() for name, values in rewards.items()})
+        if self.shuffle:
+            rollouts = shuffled(rollouts, keyed_generator(self.seed, epoch, f"shuffle {self.global_rank}"))
         if self.final_step.matching_weight:
             with self.timed("fake_update"):
                 self.update_fake_score(rollouts)
+        self.update_ema(self.ema_moves - 1)
         with self.timed("generator_update"):
             self.update_generator(rollouts, epoch, chosen)
-        self.update_ema()
+        self.update_ema(1)
+
+    @property
+    def ema_moves(self) -> int:
+        """Moves of the average in an epoch: one per micro-batch, all but one before the optimizer's step (METHOD section 4)."""
+        return self.ema.moves or self.micro_batches
 
     def gather(self, values: Tensor) -> Tensor:
         """`[N]` of every process as `[processes * N]`."""

@@ -42,6 +42,35 @@ class OptimizerSettings:
 
 
 @dataclass(frozen=True)
+class EMASettings:
+    """The generator's average, `ema <- decay·ema + (1 - decay)·generator` (METHOD sections 3.4 and 4, item 6).
+
+    decay: of one move.
+    moves: how many moves a training step offers: all but the last before the generator's update, the last one after it. By
+        default as the authors count: one per fake-score update in stage 1, one per micro-batch in stage 2.
+    every: the average moves only while the number of generator updates done, plus one, is a multiple of this.
+    warm_up: after n generator updates the decay is at most `(1 + n)/(10 + n)`.
+    """
+
+    decay: float = 0.99
+    moves: int | None = None
+    every: int = 1
+    warm_up: bool = False
+
+    def __post_init__(self) -> None:
+        require(0 <= self.decay < 1, f"model.ema.decay must lie in [0, 1), not {self.decay}")
+        require(self.moves is None or self.moves >= 1, f"model.ema.moves must be at least 1, not {self.moves}")
+        require(self.every >= 1, f"model.ema.every must be at least 1, not {self.every}")
+
+    def kept(self, moves: int, updates: int) -> float:
+        """The share of the old average that is left after some moves, when `updates` generator updates are done."""
+        if (updates + 1) % self.every:
+            return 1.0
+        decay = min(self.decay, (1 + updates) / (10 + updates)) if self.warm_up else self.decay
+        return decay**moves
+
+
+@dataclass(frozen=True)
 class SamplerSettings:
     """The few-step sampler: raw timesteps (shifted by the backbone's own schedule) and the CPS stochasticity.
 
@@ -88,6 +117,18 @@ class Consistency:
             1 <= self.max_delta <= 1000,
             f"model.consistency.max_delta must lie between 1 and 1000 timesteps, not {self.max_delta}",
         )
+
+
+@dataclass(frozen=True)
+class RenoiseSettings:
+    """How the level t that samples are renoised to is drawn, for each of the two losses.
+
+    `interval`: uniform between the samples' own level and 1 (METHOD section 3.1). `uniform` and `logit_normal`: over the
+    scheduler's training table (METHOD section 5.1); DMD2's, for samples that are renoised from level 0.
+    """
+
+    fake_score: Literal["interval", "uniform", "logit_normal"] = "interval"
+    generator: Literal["interval", "uniform", "logit_normal"] = "interval"
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,11 @@ from rtdmd_lightning.objectives.ac_dmd import (
     consistency_target_level,
     fake_score_loss,
     fake_score_weight,
+    flow_matching_loss,
+    logit_normal,
     rao_blackwell_velocity_target,
     renoise_level,
+    table_level,
 )
 from rtdmd_lightning.objectives.cps import (
     cps_kl,
@@ -61,6 +64,7 @@ __all__ = [
     "evenly_spaced",
     "fake_score_loss",
     "fake_score_weight",
+    "flow_matching_loss",
     "flux2_mu",
     "flux_mu",
     "fresh_noise_share",
@@ -68,6 +72,7 @@ __all__ = [
     "guided_velocity",
     "interpolate",
     "leave_one_out_advantages",
+    "logit_normal",
     "noise_free_pair",
     "noise_from_velocity",
     "normalized_group_rewards",
@@ -78,4 +83,5 @@ __all__ = [
     "renoise_scale",
     "reward_hinge_loss",
     "shift_sigmas",
+    "table_level",
 ]

@@ -31,6 +31,22 @@ def renoise_level(
     return timestep.clamp(*clamp) / num_train_timesteps
 
 
+def logit_normal(normal: Tensor) -> Tensor:
+    """`u = sigmoid(n)`: standard normal draws `[B]` to logit-normal ones in (0, 1) (METHOD section 5.1, DMD2)."""
+    return torch.sigmoid(at_least_float32(normal))
+
+
+def table_level(uniform: Tensor, *, shift: float, clamp: tuple[int, int] = (0, 999), length: int = 1000) -> Tensor:
+    """Levels t `[B]` in (0, 1] of a scheduler's training table, from draws `[B]` in [0, 1) (METHOD section 5.1, DMD2).
+
+    The table holds `length` levels `(i + 1)/length`, i from 0, shifted by `σ' = s·σ / (1 + (s-1)·σ)`; a draw u picks
+    `i = floor(length·u)`, clamped. A shift of 1 leaves the table as it is.
+    """
+    index = torch.floor(length * at_least_float32(uniform)).clamp(*clamp)
+    raw = (index + 1) / length
+    return shift * raw / (1 + (shift - 1) * raw)
+
+
 def ambient_velocity_target(
     x_start: Tensor, *, sigma_start: Tensor | float, sigma_end: Tensor | float, noise: Tensor
 ) -> Tensor:
@@ -85,6 +101,11 @@ def fake_score_loss(
     weight = fake_score_weight(sigma_start=start, sigma_end=end)
     scaled_error = std * (at_least_float32(velocity) - at_least_float32(velocity_target))
     return (weight * scaled_error**2).mean()
+
+
+def flow_matching_loss(velocity: Tensor, velocity_target: Tensor) -> Tensor:
+    """`mean((F - u)²)`: the fake score's loss with unit weight, as DMD2 has it (METHOD section 5.1); a scalar."""
+    return torch.nn.functional.mse_loss(at_least_float32(velocity), at_least_float32(velocity_target))
 
 
 def consistency_target_level(delta: Tensor, *, sigma: Tensor, num_train_timesteps: int = 1000) -> Tensor:

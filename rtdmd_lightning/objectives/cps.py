@@ -76,14 +76,13 @@ def cps_log_prob(
 
 
 def cps_kl(mean: Tensor, reference_mean: Tensor, *, std: Tensor | float, exact: bool = False) -> Tensor:
-    """KL divergence of two CPS steps of equal std, `[B]`, on the scale of `cps_log_prob` (METHOD section 4, item 5).
+    """KL divergence of two CPS steps of equal std, `[B]`: `mean_over_pixels((mean - mean_ref)²) / (2·std²)` (METHOD section 4).
 
-    `mean_over_pixels((mean - reference_mean)²)`; with `exact` the Gaussians' own, `Σ (mean - reference_mean)² / (2·std²)`.
+    It carries the `1/(2·std²)` that `cps_log_prob` leaves out. `exact` sums over all elements instead: the Gaussians' own.
     """
     squared = (at_least_float32(mean) - at_least_float32(reference_mean)) ** 2
-    if not exact:
-        return squared.flatten(1).mean(dim=1)
-    return (squared / (2 * torch.as_tensor(std) ** 2)).flatten(1).sum(dim=1)
+    divergence = (squared / (2 * torch.as_tensor(std) ** 2)).flatten(1)
+    return divergence.sum(dim=1) if exact else divergence.mean(dim=1)
 
 
 def posterior_step(

@@ -64,7 +64,8 @@ def group_advantages(
     """`A = Σ_i w_i·r̃_i / (std + 1e-4)`, `[N]`, std over the batch (METHOD section 4, item 3); not clipped yet.
 
     Each `r̃_i` is `normalized_group_rewards`. The sum has zero mean as it is, group by group, so no mean is subtracted again:
-    rounding would make the exact zeros of groups without differences, whose samples are dropped, almost zeros.
+    rounding would make the exact zeros of groups without differences, whose samples are dropped, almost zeros. (The authors
+    subtract it, so that by chance such a group is kept, with advantages of 1e-17.)
 
     Rewards are `[N]`, tensors or lists; the result is float32, or float64 where a reward is. Raises ValueError for no rewards
     at all, for rewards without a weight (or the reverse), of the wrong length, or not finite.

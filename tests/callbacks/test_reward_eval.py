@@ -276,7 +276,9 @@ class SeesTheMetric(RewardEvalCallback):
 
 
 def test_in_a_run_it_evaluates_the_ema_on_time_and_at_the_end_and_checkpoints_can_monitor_it(tiny_folder, tmp_path):
-    config = write_config(tmp_path, tiny_folder, ema_decay=0.5, generator_optimizer={"learning_rate": 0.1})
+    config = write_config(
+        tmp_path, tiny_folder, ema={"decay": 0.5, "moves": 1}, generator_optimizer={"learning_rate": 0.1}
+    )
     cli = fit.parse(["--config", str(config), "--trainer.max_steps=3"])
     evaluation = SeesTheMetric(PROMPTS, [Brightness()], every_n_updates=2, grid=4)
     cli.trainer.callbacks[:] = [evaluation]

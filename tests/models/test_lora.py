@@ -5,8 +5,9 @@ import torch
 
 from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.models import lora
+from rtdmd_lightning.modules import ACDMDModule
 from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR, TEACHER
-from tests.tiny import tiny_backbone, tiny_module
+from tests.tiny import tiny_backbone, tiny_module, train
 
 
 def trainable(module):
@@ -124,6 +125,32 @@ def test_initial_adapters_depend_on_seed_and_name_only(tiny_folder):
     first, second = tiny_module(tiny_folder), tiny_module(tiny_folder)
     for one, other in zip(first.parameters_of(GENERATOR), second.parameters_of(GENERATOR), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("std", [None, 1.0])
+def test_the_standard_deviation_of_a_is_the_one_that_is_asked_for(tiny_folder, std):
+    """1/rank by default, whatever is asked for otherwise; the draws are the same, and B is zero."""
+    rank = 4
+    backbone, settings = tiny_backbone(tiny_folder), lora.LoraSettings(rank=rank, alpha=8, init_std=std)
+    transformer = backbone.load()
+    lora.add_adapter(transformer, GENERATOR, settings, backbone.lora_targets)
+    state = lora.adapter_state_dict(transformer, GENERATOR)
+    first = torch.cat([value.flatten() for path, value in state.items() if ".lora_A." in path])
+    assert first.std().item() == pytest.approx(std or 1 / rank, rel=0.02)
+    assert all(not value.any() for path, value in state.items() if ".lora_B." in path)
+
+
+def test_adapters_may_be_bfloat16_and_are_trained_as_such(tiny_folder):
+    settings = lora.LoraSettings(rank=4, alpha=8, dtype="bfloat16")
+    module = ACDMDModule(tiny_backbone(tiny_folder), 2, (3.0, 3.0), lora=settings, fake_update_ratio=1)
+    module.configure_model()
+    before = [parameter.detach().clone() for parameter in module.parameters_of(FAKE_SCORE)]
+    train(module)
+    after = module.parameters_of(FAKE_SCORE)
+    assert {parameter.dtype for role in (GENERATOR, FAKE_SCORE, EMA) for parameter in module.parameters_of(role)} == {
+        torch.bfloat16
+    }
+    assert any(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
 def test_initial_adapters_are_drawn_on_the_cpu_wherever_they_are_built(tiny_folder):

@@ -47,7 +47,11 @@ def cold_start_folder(folders, name):
 
 def config_of(stage, folders, name, folder):
     """The shared tiny configs with another backbone, and no pictures."""
-    options = {"backbone": family_config(folders, name), "checkpoint_every": 2, "ema_decay": 0.5, "ema_every": 1}
+    options = {
+        "backbone": family_config(folders, name),
+        "checkpoint_every": 2,
+        "ema": {"decay": 0.5, "moves": 1, "every": 1, "warm_up": False},
+    }
     if stage == "rtdmd":
         cold_start = cold_start_folder(folders, name)
         options |= {"micro_batches": 2, "policy": {"kl_weight": 0.1}}

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from lightning import Trainer
 
 from rtdmd_lightning import objectives
 from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR
-from rtdmd_lightning.modules.settings import Consistency, SamplerSettings
+from rtdmd_lightning.modules.settings import Consistency, EMASettings, RenoiseSettings, SamplerSettings
 from rtdmd_lightning.randomness import SampleRandom
 from tests.tiny import tiny_module
 
@@ -56,6 +57,47 @@ def test_dmd2_is_flow_matching_on_the_clean_prediction(tiny_folder, monkeypatch)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_dmd2_of_the_authors_is_plain_flow_matching_at_logit_normal_levels(tiny_folder):
+    """Unit weight, `t = shift(i/1000)` with `i = floor(1000·sigmoid(n)) + 1`, the target ε - x0."""
+    module, conditioning, random = setting(
+        tiny_folder,
+        sub_interval=False,
+        consistency=Consistency(weight=0),
+        fake_weight="unit",
+        renoise=RenoiseSettings("logit_normal", "uniform"),
+    )
+    trajectory = module.roll_out(GENERATOR, conditioning, random, 4)
+    clean = objectives.clean_from_velocity(trajectory.states[1], trajectory.velocities[1], sigma=module.sigmas[1])
+    raw = (torch.floor(1000 / (1 + torch.exp(-random.normal("fake update 0 level", ())))) + 1) / 1000
+    level, noise = 3 * raw / (1 + 2 * raw), random.normal("fake update 0 noise", clean.shape[1:])
+    x_t = (1 - level).view(-1, 1, 1, 1) * clean + level.view(-1, 1, 1, 1) * noise
+    velocity = module.velocity(FAKE_SCORE, x_t, level, conditioning)
+    expected = ((velocity - (noise - clean)) ** 2).mean()
+    torch.testing.assert_close(module.fake_score_loss(trajectory, 2, conditioning, random, 0), expected)
+
+
+def test_dmd2s_generator_compares_clean_predictions_at_uniform_entries_of_the_table(tiny_folder):
+    module, conditioning, random = setting(
+        tiny_folder, sub_interval=False, renoise=RenoiseSettings("logit_normal", "uniform")
+    )
+    trajectory = module.roll_out(GENERATOR, conditioning, random, 4)
+    x0 = objectives.clean_from_velocity(trajectory.states[1], trajectory.velocities[1], sigma=module.sigmas[1])
+    raw = (torch.floor(1000 * random.uniform("generator update level")).clamp(20, 980) + 1) / 1000
+    level, noise = 3 * raw / (1 + 2 * raw), random.normal("generator update noise", x0.shape[1:])
+    t = level.view(-1, 1, 1, 1)
+    x_t = (1 - t) * x0 + t * noise
+    teacher = x_t - t * module.teacher_velocity(x_t, level, conditioning, 3.0)
+    fake = x_t - t * module.velocity(FAKE_SCORE, x_t, level, conditioning)
+    pull = (fake - teacher) / (x0 - teacher).abs().mean(dim=(1, 2, 3), keepdim=True)
+    loss = module.generator_loss(trajectory, 2, conditioning, random, 3.0)
+    torch.testing.assert_close(loss, 0.5 * (pull**2).mean(), rtol=1e-4, atol=0)
+
+
+def test_levels_of_the_table_are_refused_above_a_stopped_rollout(tiny_folder):
+    with pytest.raises(UserError, match=r"model\.renoise"):
+        tiny_module(tiny_folder, renoise=RenoiseSettings("logit_normal", "uniform"))
+
+
 def test_gradients_reach_the_role_that_is_updated_and_no_other(tiny_folder):
     module, conditioning, random = setting(tiny_folder)
     trajectory = module.roll_out(GENERATOR, conditioning, random, 4)
@@ -100,10 +142,12 @@ def test_guidance_is_drawn_in_its_range_once_per_cycle(tiny_folder):
 
 
 def test_ema_follows_its_formula(tiny_folder):
-    module, *_ = setting(tiny_folder, ema_decay=0.9)
+    """Two moves are one with the decay squared."""
+    module, *_ = setting(tiny_folder, ema=EMASettings(decay=0.9))
     average, live = module.parameters_of("generator_ema"), module.parameters_of(GENERATOR)
-    expected = [0.9 * a.detach() + 0.1 * p.detach() for a, p in zip(average, live, strict=True)]
-    module.update_ema()
+    expected = [0.81 * a.detach() + 0.19 * p.detach() for a, p in zip(average, live, strict=True)]
+    module._trainer = Trainer(logger=False, enable_checkpointing=False)  # whose global step is 0
+    module.update_ema(2)
     for ours, wanted in zip(average, expected, strict=True):
         torch.testing.assert_close(ours, wanted)
 

@@ -80,10 +80,11 @@ def test_with_reuse_a_cycle_uses_every_boundary_at_most_once(tiny_folder, ratio,
         assert set(fake_updates) == {Update(g, s) for g in range(groups) for s in range(1, STEPS + 1)}
 
 
-def test_without_reuse_every_update_has_its_own_samples(tiny_folder):
+def test_without_reuse_every_fake_score_update_has_its_own_samples(tiny_folder):
+    """And the generator's update those of the last one, as the authors have it."""
     module = tiny_module(tiny_folder, fake_update_ratio=3, reuse_rollouts=False)
     fake_updates, generator_update = module.plan(0)
-    assert [update.group for update in [*fake_updates, generator_update]] == [0, 1, 2, 3]
+    assert [update.group for update in [*fake_updates, generator_update]] == [0, 1, 2, 2]
     stops = {update.stop for cycle in range(40) for update in module.plan(cycle)[0]}
     assert stops == {1, 2, 3, 4}
     fixed = tiny_module(tiny_folder, fake_update_ratio=3, random_stop=False)

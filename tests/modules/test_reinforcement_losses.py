@@ -98,7 +98,7 @@ def test_a_sample_with_a_positive_advantage_becomes_more_probable(tiny_folder, c
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("step", range(3))
 def test_the_kl_term_pulls_samples_with_an_advantage_back_to_the_cold_start(tiny_folder, cold_start, step, exact):
-    """Adds `kl_weight·Σ mean((mean - mean_ref)²)`, or the Gaussians' own divergence `Σ (mean - mean_ref)²/(2·std²)`."""
+    """Adds `kl_weight·Σ mean((mean - mean_ref)²)/(2·std²)`, over pixels the mean, or the sum: the Gaussians' own divergence."""
     losses, kl_weight = [], 0.7
     for weight in (0.0, kl_weight):
         policy = PolicySettings(exact_log_prob=exact, kl_weight=weight)
@@ -110,8 +110,8 @@ def test_the_kl_term_pulls_samples_with_an_advantage_back_to_the_cold_start(tiny
 
     state, t, t_next = rollout.states[step], module.sigmas[step], module.sigmas[step + 1]
     mean, reference = (cps_mean(state, a * state, t, t_next) for a in (slope, COLD_START))
-    squared = (mean - reference) ** 2
-    kl = (squared / (2 * (t_next * SIN) ** 2)).sum(dim=(1, 2, 3)) if exact else squared.mean(dim=(1, 2, 3))
+    squared = (mean - reference) ** 2 / (2 * (t_next * SIN) ** 2)
+    kl = squared.sum(dim=(1, 2, 3)) if exact else squared.mean(dim=(1, 2, 3))
     expected = kl_weight * kl[ADVANTAGES != 0].sum()
     torch.testing.assert_close(losses[1][0] - losses[0][0], expected, rtol=5e-3, atol=0)
     gradient = torch.autograd.grad(expected, slope)[0]

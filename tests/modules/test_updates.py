@@ -1,14 +1,18 @@
 """What one optimizer step does in either stage: whose gradient is clipped to which norm, and when the average moves."""
 
+import json
+
 import pytest
 import torch
 from lightning import Callback
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
-from rtdmd_lightning.modules.settings import OptimizerSettings
-from tests.tiny import tiny_module, train
+from rtdmd_lightning.modules.settings import EMASettings, OptimizerSettings
+from tests.tiny import REPOSITORY, tiny_module, train
 from tests.tiny_rtdmd import save_cold_start, tiny_rtdmd_module
+
+PAPER = json.loads((REPOSITORY / "tests/data/paper_constants.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -105,19 +109,38 @@ class Record(Callback):
             values.append(torch.cat([p.detach().flatten() for p in pl_module.parameters_of(role)]))
 
 
+@pytest.mark.parametrize("warm_up", [False, True])
+@pytest.mark.parametrize("moves", [1, 3])
 @pytest.mark.parametrize("stage", ["stage 1", "stage 2"])
-def test_the_average_moves_every_ema_every_updates(modules, stage):
-    """`ema <- decay·ema + (1-decay)·generator` after updates 2 and 4, and nothing in between."""
-    optimizer = OptimizerSettings(learning_rate=1e-2)
-    module = modules[stage](ema_decay=0.8, ema_every=2, generator_optimizer=optimizer)
+def test_the_average_moves_as_one_offered_before_each_update_and_after_it(modules, stage, moves, warm_up):
+    """Move by move: all but the last before the update, with the number of updates done; the last one after it."""
+    module = modules[stage](
+        ema=EMASettings(decay=0.4, moves=moves, every=2, warm_up=warm_up),
+        generator_optimizer=OptimizerSettings(learning_rate=1e-2),
+    )
     record = Record()
     train(module, 5, [record])
     assert len(record.average) == 6
     for update in range(1, 6):
-        before, average, generator = record.average[update - 1], record.average[update], record.generator[update]
-        assert not torch.equal(generator, record.generator[update - 1])
-        if update % 2:
-            assert torch.equal(average, before)
-        else:
-            torch.testing.assert_close(average, 0.8 * before + 0.2 * generator)
-            assert (average - before).abs().max() > 0.01
+        average = record.average[update - 1]
+        before, after = record.generator[update - 1], record.generator[update]
+        assert not torch.equal(before, after)
+        for generator, done in [(before, update - 1)] * (moves - 1) + [(after, update)]:
+            if done % 2 == 1:
+                decay = min(0.4, (1 + done) / (10 + done)) if warm_up else 0.4
+                average = decay * average + (1 - decay) * generator
+        torch.testing.assert_close(record.average[update], average)
+    assert (record.average[5] - record.average[0]).abs().max() > 0.01
+
+
+def test_by_default_the_average_moves_as_often_as_the_authors(modules):
+    """0.99 per fake-score update; in stage 2 one move per micro-batch, 0.185 left of 0.9 after sixteen."""
+    assert modules["stage 1"]().ema_moves == 1 and modules["stage 2"]().ema_moves == 2
+    assert EMASettings(0.99).kept(10, updates=0) == pytest.approx(
+        PAPER["stage1_common"]["ema_decay_per_generator_update"]
+    )
+    stage_2 = EMASettings(0.9, every=8, warm_up=True)
+    assert [updates for updates in range(20) if stage_2.kept(1, updates) < 1] == [7, 15]
+    assert stage_2.kept(1, 7) == pytest.approx(8 / 17)
+    left = PAPER["stage2_common"]["ema_effective_decay_per_8_updates"]
+    assert stage_2.kept(16, updates=87) == pytest.approx(left)
