@@ -4,6 +4,10 @@
         --base stabilityai/stable-diffusion-3.5-medium --to diffusers --out my_adapter
 
 Several adapters are taken as a stack, in order (METHOD section 5): the result is one adapter whose rank is the sum of theirs.
+
+    python -m rtdmd_lightning.convert --inspect cold_start/generator_ema.pt
+
+prints what a file is, and writes nothing.
 """
 
 import sys
@@ -16,7 +20,9 @@ from jsonargparse import ArgumentParser
 
 from rtdmd_lightning import adapters as lora
 from rtdmd_lightning.adapters import writing
-from rtdmd_lightning.adapters.reading import EMA
+from rtdmd_lightning.adapters.inspection import report
+from rtdmd_lightning.adapters.reading import EMA, read_all
+from rtdmd_lightning.command_line import run_command, wide_console
 from rtdmd_lightning.errors import UserError, readable_errors
 from rtdmd_lightning.models.families import family_of, load_transformer, skeleton
 
@@ -33,7 +39,8 @@ def convert(
     """Read, check against the base, stack and write; returns the file that a reader looks for.
 
     Args:
-        adapters: published `.pt` files, `.ckpt` checkpoints, PEFT folders or diffusers `.safetensors` files.
+        adapters: published `.pt` files, `.ckpt` checkpoints, PEFT folders, the authors' `checkpoint-N` folders or diffusers
+            `.safetensors` files.
         base: the diffusers folder or hub id that they were trained on; only its configuration is read, unless to merge.
         to: a published state dict, a PEFT folder, a diffusers LoRA file, or a whole transformer with the adapters merged in.
         out: the folder to write into.
@@ -61,8 +68,31 @@ def convert(
     return written
 
 
+def inspect(inspect: str, base: str | None = None) -> bool:
+    """Print what an adapter file is: its format, the model that its keys match, rank, alpha, and numbers by kind of layer.
+
+    The command exits with status 1 where its keys match no known model, and with 2 where it is no adapter at all.
+
+    Args:
+        inspect: a file or folder in any of the formats; of a checkpoint every role is printed.
+        base: the diffusers folder or hub id to compare with, instead of the published models; only its configuration is read.
+    """
+    console = wide_console()
+    fits = [report(file, base, console) for file in read_all(inspect)]
+    return all(fits)
+
+
 def main(arguments: list[str]) -> None:
-    parser = ArgumentParser(prog="python -m rtdmd_lightning.convert", exit_on_error=False)
+    """The command. With `--inspect` it exits with status 1 where a file matches no known model."""
+    if any(argument.partition("=")[0] == "--inspect" for argument in arguments):
+        if not run_command(inspect, "rtdmd_lightning.convert", arguments):
+            sys.exit(1)
+        return
+    parser = ArgumentParser(
+        prog="python -m rtdmd_lightning.convert",
+        description="Convert adapters. To print what a file is instead: --inspect FILE [--base BASE].",
+        exit_on_error=False,
+    )
     parser.add_argument(
         "--adapters", nargs="+", type=str, required=True, help="files or folders, applied in this order"
     )

@@ -17,20 +17,11 @@ from rtdmd_lightning.errors import UserError, readable_errors
 from rtdmd_lightning.models.families import skeleton
 from rtdmd_lightning.models.lora import LoraSettings, adapter_state_dict
 from rtdmd_lightning.modules.roles import EMA, GENERATOR
+from tests.random_adapters import assert_same, random_adapter
 from tests.tiny import tiny_backbone, tiny_module
 from tests.tiny_backbones import save_tiny_flux
 
 FORMATS = ("published", "peft", "diffusers")
-
-
-def random_adapter(
-    rank: int, *, scale: float = 2.0, layers: tuple[str, ...] = ("to_q", "add_k_proj", "to_out.0")
-) -> Adapter:
-    generator = torch.Generator().manual_seed(rank)
-    paths = [f"transformer_blocks.{block}.attn.{layer}" for block in range(3) for layer in layers]
-    halves = [(torch.randn(rank, 32, generator=generator), torch.randn(32, rank, generator=generator)) for _ in paths]
-    updates = (LayerUpdate(0.3 * down, 0.3 * up, scale) for down, up in halves)
-    return Adapter(dict(zip(paths, updates, strict=True)), f"rank {rank}")
 
 
 @pytest.fixture
@@ -54,13 +45,6 @@ def with_adapters(tiny_folder, *stack: Adapter) -> torch.Tensor:
     for adapter in stack:
         adapters.merge(transformer, adapter)
     return output(transformer)
-
-
-def assert_same(one: Adapter, other: Adapter) -> None:
-    assert one.layers.keys() == other.layers.keys()
-    for path, update in one.layers.items():
-        assert update.scale == other.layers[path].scale, path
-        assert torch.equal(update.down, other.layers[path].down) and torch.equal(update.up, other.layers[path].up), path
 
 
 def write(adapter: Adapter, to: str, folder, base) -> str:

@@ -32,6 +32,11 @@ class LayerUpdate:
         return len(self.down)
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Of the layer's weight, `(out, in)`."""
+        return len(self.up), self.down.shape[1]
+
+    @property
     def alpha(self) -> float:
         return self.scale * self.rank
 

@@ -12,12 +12,17 @@ from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.models.lora import LoraSettings
 
 
+def linear_shapes(transformer: nn.Module) -> dict[str, tuple[int, int]]:
+    """The shapes `(out, in)` of all linear layers by path, of adapted ones the base layer's."""
+    return {path: tuple(module.weight.shape) for path, module in transformer.named_modules() if _is_linear(module)}
+
+
 def check_fit(adapter: Adapter, transformer: nn.Module) -> None:
     """Raise UserError unless every layer of the adapter is a linear layer of the transformer, of the same width.
 
     The transformer may live on the meta device. That the adapter leaves layers of it alone is no error.
     """
-    shapes = {path: module.weight.shape for path, module in transformer.named_modules() if _is_linear(module)}
+    shapes = linear_shapes(transformer)
     if unknown := [path for path in adapter.layers if path not in shapes]:
         wanted = next(iter(shapes))
         if len(unknown) == len(adapter.layers):
@@ -30,10 +35,9 @@ def check_fit(adapter: Adapter, transformer: nn.Module) -> None:
             f"{type(transformer).__name__}: {', '.join(unknown)}"
         )
     for path, update in adapter.layers.items():
-        found = (update.up.shape[0], update.down.shape[1])
-        if found != tuple(shapes[path]):
+        if update.shape != shapes[path]:
             raise UserError(
-                f"{adapter.source}: {path} is made for a layer of shape {found}, this base has {tuple(shapes[path])}; "
+                f"{adapter.source}: {path} is made for a layer of shape {update.shape}, this base has {shapes[path]}; "
                 "is it the base that the adapter was trained on?"
             )
 
