@@ -14,6 +14,8 @@ from rtdmd_lightning.models.folder import check_folder, read_config
 from rtdmd_lightning.models.identity import identity
 from rtdmd_lightning.structures import Conditioning
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 
 class PipelineBackbone(Backbone):
     """A backbone made of a diffusers pipeline, loaded whole.
@@ -22,7 +24,8 @@ class PipelineBackbone(Backbone):
         pretrained: a diffusers folder or a hub id.
         resolution: height and width of the images, in pixels.
         max_sequence_length: how many tokens of text a prompt has, padding included.
-        dtype: of the frozen weights. Adapters are float32 whatever it is.
+        dtype: of the frozen weights. Adapters have a dtype of their own.
+        vae_dtype: of the autoencoder, which rewards are back-propagated through. Images are float32 whatever it is.
         gradient_checkpointing: recompute the blocks' activations in the backward pass.
         embedding_cache: a folder where prompts' embeddings are kept on disk. Text encoders are then loaded only when a prompt
             is not there; `python -m rtdmd_lightning.data.embed` fills it ahead of time.
@@ -38,6 +41,7 @@ class PipelineBackbone(Backbone):
         resolution: int,
         max_sequence_length: int = 512,
         dtype: Literal["float32", "bfloat16"] = "bfloat16",
+        vae_dtype: Literal["float32", "bfloat16"] = "float32",
         gradient_checkpointing: bool = False,
         embedding_cache: str | None = None,
         text_encoders: bool = True,
@@ -52,7 +56,7 @@ class PipelineBackbone(Backbone):
         self.pretrained = pretrained
         self.resolution = resolution
         self.max_sequence_length = max_sequence_length
-        self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+        self.dtype, self.vae_dtype = DTYPES[dtype], DTYPES[vae_dtype]
         self.gradient_checkpointing = gradient_checkpointing
         self.embedding_cache = embedding_cache
         self.text_encoders = text_encoders
@@ -71,7 +75,7 @@ class PipelineBackbone(Backbone):
         else:
             encoders = [part for part in self.encoders if part.startswith("text_encoder")]
             self.pipeline = self._open(**dict.fromkeys(encoders))
-        self.pipeline.vae.to(torch.float32)  # decoded images, and reward gradients through them, are float32
+        self.pipeline.vae.to(self.vae_dtype)
         return self._frozen(self.pipeline.transformer)
 
     def to(self, device: torch.device) -> None:
@@ -105,7 +109,8 @@ class PipelineBackbone(Backbone):
 
     def decode(self, latents: Tensor) -> Tensor:
         with torch.autocast(latents.device.type, enabled=False):
-            return self.loaded.vae.decode(self.to_vae_latents(latents.float()), return_dict=False)[0] / 2 + 0.5
+            scaled = self.to_vae_latents(latents.float()).to(self.vae_dtype)
+            return self.loaded.vae.decode(scaled, return_dict=False)[0].float() / 2 + 0.5
 
     @abstractmethod
     def to_vae_latents(self, latents: Tensor) -> Tensor:

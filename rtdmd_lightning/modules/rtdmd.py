@@ -44,7 +44,8 @@ class RTDMDModule(ReinforcementModule):
     """RTDMD. Every ablation is one option.
 
     Args:
-        cold_start: the result of stage 1: its folder, with `generator_ema.pt` and `fake_score.pt`, or the generator's file alone.
+        cold_start: the result of stage 1: its folder, with the files of generator and fake score (`cold_start_files` says which),
+            or the generator's file alone.
         cold_start_fake: the fake score's file where it is not in that folder; `base` starts it from the teacher.
         images_per_prompt: K, the size of a group whose rewards are compared.
         micro_batches: batches of `batch_size` samples in an epoch.

@@ -14,8 +14,6 @@ from rtdmd_lightning.planning.blocks import Kind, kinds, thin
 from rtdmd_lightning.planning.parts import PipelineConfigs, materialise, parameter_bytes, pipeline_configs
 from rtdmd_lightning.structures import Conditioning
 
-VAE_DTYPE = torch.float32  # as `PipelineBackbone.load` has it
-
 
 class Weightless(PipelineBackbone):
     """Mixed into a family before its own class: the parts are built from configs, in the fake mode that is active."""
@@ -38,7 +36,7 @@ class Weightless(PipelineBackbone):
 
     def load(self) -> nn.Module:
         self.check()
-        transformer, vae = self._transformer(), materialise(self.configs.parts["vae"].build(), VAE_DTYPE)
+        transformer, vae = self._transformer(), materialise(self.configs.parts["vae"].build(), self.vae_dtype)
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.configs.scheduler)
         rest = dict.fromkeys(self.encoders)
         self.pipeline = self.pipeline_class(transformer=transformer, vae=vae, scheduler=scheduler, **rest)
