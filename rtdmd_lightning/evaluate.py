@@ -58,7 +58,10 @@ class Evaluation:
 
 
 def parse(arguments: list[str]) -> tuple[Evaluation, Trainer, dict[str, Any]]:
-    """The evaluation and the trainer that a command line describes, and the entries as they stand in the config."""
+    """The evaluation and the trainer that a command line describes, and the entries as they stand in the config.
+
+    An entry without a guidance scale has the one that it is drawn with.
+    """
     parser = ArgumentParser(prog="python -m rtdmd_lightning.evaluate", description=__doc__, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file; several are merged, the last one wins")
     parser.add_class_arguments(Evaluation)
@@ -68,7 +71,10 @@ def parse(arguments: list[str]) -> tuple[Evaluation, Trainer, dict[str, Any]]:
     with refusals_of_libraries():
         made = parser.instantiate(config)
     evaluation = Evaluation(**{option.name: made[option.name] for option in fields(Evaluation)})
-    return evaluation, made.trainer, config.clone().as_dict()["entries"]
+    entries = config.clone().as_dict()["entries"]
+    for name, entry in evaluation.entries.items():
+        entries[name]["guidance_scale"] = entry.model().guidance_scale
+    return evaluation, made.trainer, entries
 
 
 def plan(evaluation: Evaluation, entries: dict[str, Any]) -> Images:

@@ -28,7 +28,9 @@ class InferenceModel:
         steps: raw timesteps, shifted by the family's own schedule (METHOD section 1); a number N is the schedule that the
             family's diffusers pipeline itself uses for N steps (what the teacher is drawn with).
         guidance_scale: above 1 is the teacher's guidance (classifier-free: both branches in one forward pass of twice the
-            batch; or the model's guidance input). 1 draws as the student is trained, without any.
+            batch; or the model's guidance input). 1 draws as the student is trained: without CFG, and where the model has a
+            guidance input, with the backbone's. Unless given, it is 1 with adapters, and without them the base's own
+            (`Backbone.base_guidance_scale`): 3.5 for FLUX.1-dev, 1 for other models.
         eta: stochasticity of the CPS steps; 0 is the Euler ODE sampler.
     """
 
@@ -37,20 +39,20 @@ class InferenceModel:
         backbone: Backbone,
         adapters: Sequence[str] = (),
         steps: int | Sequence[int] = METHOD_STEPS,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | None = None,
         eta: float = 0.9,
     ) -> None:
         if isinstance(steps, int):
             even_steps(steps)
         else:
             check_steps(steps, "steps")
-        if guidance_scale < 1:
+        if guidance_scale is not None and guidance_scale < 1:
             raise UserError(f"guidance_scale must be at least 1 (1 is no guidance), not {guidance_scale}")
         check_eta(eta, "eta")
         self.backbone = backbone
         self.adapters = tuple(adapters)
         self.steps = steps
-        self.guidance_scale = guidance_scale
+        self._guidance_scale = guidance_scale
         self.eta = eta
         self.transformer: nn.Module
         self.sigmas: tuple[float, ...]
@@ -74,6 +76,13 @@ class InferenceModel:
             self.sigmas = self.backbone.pipeline_sigmas(self.steps)
         else:
             self.sigmas = self.backbone.sigmas(list(self.steps))
+
+    @property
+    def guidance_scale(self) -> float:
+        """The one that it draws with."""
+        if self._guidance_scale is not None:
+            return self._guidance_scale
+        return 1.0 if self.adapters else self.backbone.base_guidance_scale
 
     @torch.no_grad()
     def generate(self, prompts: list[str], indices: Sequence[int], *, seed: int) -> Tensor:

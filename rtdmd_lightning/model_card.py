@@ -29,6 +29,7 @@ arXiv 2605.26108). It draws in {{ steps | length }} forward passes without class
 | raw timesteps | {{ steps | join(", ") }} |
 | eta of the CPS sampler | {{ eta }} |
 | resolution in training | {{ resolution }} |
+| `max_sequence_length` in training | {{ max_sequence_length }} |
 
 ## Use
 
@@ -47,6 +48,7 @@ image = pipe(
     prompt="{{ prompt }}",
     num_inference_steps={{ steps | length }},
     guidance_scale={{ guidance_scale }},
+    max_sequence_length={{ max_sequence_length }},
     height={{ resolution }},
     width={{ resolution }},
 ).images[0]
@@ -110,6 +112,10 @@ class Result:
         return self._options["backbone"]["init_args"]["resolution"]
 
     @property
+    def max_sequence_length(self) -> int:
+        return self._options["backbone"]["init_args"]["max_sequence_length"]
+
+    @property
     def backbone(self) -> dict[str, Any]:
         """The backbone's options beside the ones that `sample` has options of its own for, or that images do not show."""
         own = ("pretrained", "resolution", "gradient_checkpointing", *UNSEEN_IN_IMAGES)
@@ -156,6 +162,7 @@ def model_card(result: Result, repo_id: str, prompt: str = "a photo of two red c
         steps=result.steps,
         eta=result.eta,
         resolution=result.resolution,
+        max_sequence_length=result.max_sequence_length,
         pipeline=result.pipeline,
         evenly_spaced=list(result.steps) == even_steps(len(result.steps)),
         guidance_scale=result.guidance_scale,

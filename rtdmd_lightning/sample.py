@@ -24,6 +24,7 @@ from rtdmd_lightning.files import write_text
 from rtdmd_lightning.inference import InferenceModel, even_steps
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.models.families import open_backbone
+from rtdmd_lightning.models.pipeline import PipelineBackbone
 
 RECORD = "sample.json"
 
@@ -41,11 +42,13 @@ class Job:
     steps: how many, or which raw timesteps (METHOD section 1).
     schedule: of a number of steps: evenly spaced (4 are 1000, 750, 500, 250), or what the base's own pipeline would use.
     eta: stochasticity of the CPS steps; 0 is the Euler ODE sampler.
-    guidance_scale: of CFG; 1, without, is how students draw.
+    guidance_scale: of CFG, or the model's guidance input; 1 is how students are trained. By default 1 with adapters, and
+        without them the base's own: 3.5 for FLUX.1-dev (give 1 where a student is merged into it), 1 for other models.
     seed: image i depends on (seed, i) only.
     batch_size: images drawn at once on each process.
     resolution: in pixels; by default that of the base's own pipeline.
-    backbone: further arguments of the base's backbone class, e.g. '{"use_t5": false, "dtype": "float32"}'.
+    backbone: further arguments of the base's backbone class, e.g. '{"use_t5": false, "dtype": "float32"}'. The number of text
+        tokens, `max_sequence_length`, is by default what the family's students are trained with (SD3: 128, diffusers has 256).
     device: of the first process on a machine; by default an accelerator where there is one.
     """
 
@@ -58,7 +61,7 @@ class Job:
     steps: int | list[int] = 4
     schedule: Literal["even", "pipeline"] = "even"
     eta: float = 0.9
-    guidance_scale: float = 1.0
+    guidance_scale: float | None = None
     seed: int = 0
     batch_size: int = 8
     resolution: int | None = None
@@ -99,11 +102,20 @@ def sample(job: Job) -> Path:
                 write_image(image, job.out / files[index])
     if rank == 0:
         listed = [{"file": file, "index": i, "prompt": prompts[i]} for i, file in enumerate(files)]
-        write_text(
-            dumps(_record(replace(job, resolution=backbone.resolution), model, listed), indent=2, ensure_ascii=False),
-            job.out / RECORD,
-        )
+        record = _record(_with_defaults(job, backbone, model), model, listed)
+        write_text(dumps(record, indent=2, ensure_ascii=False), job.out / RECORD)
     return job.out / RECORD
+
+
+def _with_defaults(job: Job, backbone: PipelineBackbone, model: InferenceModel) -> Job:
+    """The job with what base and family decided, so that its record alone draws the same."""
+    text = {"max_sequence_length": backbone.max_sequence_length}
+    return replace(
+        job,
+        resolution=backbone.resolution,
+        guidance_scale=model.guidance_scale,
+        backbone=(job.backbone or {}) | text,
+    )
 
 
 def _record(job: Job, model: InferenceModel, images: list[dict]) -> dict[str, Any]:

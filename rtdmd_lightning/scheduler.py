@@ -18,10 +18,13 @@ class CPSScheduler(FlowMatchEulerDiscreteScheduler):
     """Coefficients-preserving sampling (METHOD section 1) in any SD3 or FLUX pipeline of diffusers.
 
     `pipe(prompt, num_inference_steps=4, guidance_scale=1)` takes the steps of training: evenly spaced raw levels 1, 3/4, 1/2,
-    1/4, shifted once, by the configured factor or by the pipeline's mu. (FLUX.1-dev takes its scale as an input: give it the one
-    of training, 3.5.) `pipe(prompt, sigmas=[...])` takes levels that are
+    1/4, shifted once, by the configured factor or by the pipeline's mu. `pipe(prompt, sigmas=[...])` takes levels that are
     shifted already, and does not shift them again. The one exception is what FLUX pipelines hand over when the user says
     nothing, evenly spaced levels together with a mu: those are raw, and shifted.
+
+    The scheduler alone does not make a student's images: the pipeline must condition as the training did. `guidance_scale=1`
+    is needed everywhere: SD3 and FLUX.2 then do without CFG, and FLUX.1-dev, whose pipeline passes 3.5 by default, gets the
+    student's input. SD3's pipeline needs `max_sequence_length=128` too; its own default is 256.
 
     Pipelines do not hand their generator to the scheduler: set `scheduler.generator` (one, or a list of one for each image) to
     repeat an image, or torch's global seed.

@@ -8,14 +8,15 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 
-from rtdmd_lightning import adapters, hub
+from rtdmd_lightning import adapters, fit, hub
 from rtdmd_lightning.callbacks.export import write_adapter
 from rtdmd_lightning.errors import UserError
-from rtdmd_lightning.model_card import Result
+from rtdmd_lightning.model_card import Result, model_card
 from rtdmd_lightning.models.lora import adapter_state_dict
 from rtdmd_lightning.modules.roles import EMA, GENERATOR
 from tests.fake_hub import TOKEN, fake_hub
-from tests.tiny import tiny_module, write_config
+from tests.tiny import REPOSITORY, tiny_module, write_config
+from tests.tiny_backbones import save_tiny_flux
 
 NAME = "someone/tiny-rtdmd"
 
@@ -102,7 +103,7 @@ def test_the_card_tells_base_recipe_scores_and_use(server, stages, tiny_folder):
         "| shapes/color | 0.7500 |",
         f'pipe.load_lora_weights("{NAME}")',
         'StableDiffusion3Pipeline.from_pretrained("stabilityai/stable-diffusion-3.5-medium"',
-        "    num_inference_steps=4,\n    guidance_scale=1.0,\n    height=32,",
+        "    num_inference_steps=4,\n    guidance_scale=1.0,\n    max_sequence_length=1,\n    height=32,",
         "--adapters tiny-rtdmd/cold_start tiny-rtdmd/rtdmd",
         "learning_rate: 0.01",
     ):
@@ -111,6 +112,45 @@ def test_the_card_tells_base_recipe_scores_and_use(server, stages, tiny_folder):
     options = '--backbone \'{"dtype": "float32", "max_sequence_length": 1, "use_t5": false}\''
     assert f"--base stabilityai/stable-diffusion-3.5-medium {options}" in text
     compile(text.split("```python\n")[1].split("```")[0], "the card's example", "exec")
+
+
+@pytest.mark.parametrize(
+    ("config", "option", "tokens"),
+    [
+        ("sd35m", [], 128),
+        ("sd35m", ["--model.backbone.max_sequence_length=256"], 256),
+        ("flux1_dev", [], 512),
+    ],
+)
+def test_the_pipeline_is_called_with_the_text_tokens_of_the_run(config, option, tokens, monkeypatch):
+    """From the configuration that a run of a shipped config writes down."""
+    monkeypatch.chdir(REPOSITORY)
+    anywhere = ["--data.prompts=shapes:train", "--trainer.accelerator=cpu", "--trainer.devices=1"]
+    run = fit.parse([f"--config=configs/cold_start/{config}.yaml", *anywhere, *option])
+    written = yaml.safe_load(run.parser.dump(run.config, skip_check=True))
+    text = model_card(Result("a/base", {}, "Pipeline", 1.0, written, {}), NAME).text
+    assert f"    guidance_scale=1.0,\n    max_sequence_length={tokens},\n" in text
+    assert f'"max_sequence_length": {tokens}' in text.split("rtdmd_lightning.sample")[1]  # the command's --backbone
+
+
+@pytest.mark.parametrize(("has_input", "option", "scale"), [(True, 1.0, 1.0), (True, 2.5, 2.5), (False, 2.5, 1.0)])
+def test_a_flux_student_is_called_with_the_guidance_input_of_its_training(has_input, option, scale, stages, tmp_path):
+    save_tiny_flux(tmp_path / "flux", guidance_embeds=has_input)
+    halves = {"A": torch.randn(2, 32), "B": torch.randn(32, 2)}
+    layer = "transformer_blocks.0.attn.to_q"
+    (tmp_path / "student").mkdir()
+    torch.save(
+        {f"{layer}.lora_{half}.default.weight": matrix for half, matrix in halves.items()},
+        tmp_path / "student" / "generator_ema.pt",
+    )
+    path = stages[1] / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["model"]["init_args"]["backbone"]["init_args"] |= {"pretrained": str(tmp_path / "flux"), "guidance": option}
+    path.write_text(yaml.safe_dump(config))
+    (tmp_path / "gathered").mkdir()
+    result = hub.gather([str(tmp_path / "student")], stages[1], None, tmp_path / "gathered")
+    assert result.guidance_scale == scale
+    assert f"    guidance_scale={scale}," in model_card(result, NAME).text
 
 
 def test_a_base_in_a_folder_is_no_hub_id(server, stages):

@@ -2,16 +2,17 @@
 
 import pytest
 import torch
+import yaml
 from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel, StableDiffusion3Pipeline
 
-from rtdmd_lightning import adapters
+from rtdmd_lightning import adapters, evaluate
 from rtdmd_lightning.adapters import Adapter, LayerUpdate
 from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.inference import METHOD_STEPS, InferenceModel, even_steps
-from rtdmd_lightning.models import Flux2Backbone
+from rtdmd_lightning.models import Flux2Backbone, FluxBackbone
 from rtdmd_lightning.randomness import SampleRandom
 from tests.tiny import tiny_backbone, tiny_module
-from tests.tiny_backbones import OPTIONS, save_tiny_flux2
+from tests.tiny_backbones import OPTIONS, save_tiny_flux, save_tiny_flux2
 
 CPU = torch.device("cpu")
 PROMPTS = ["a photo of a red circle", "a photo of two crosses", "a photo of a blue square"]
@@ -137,6 +138,73 @@ def test_a_number_of_steps_is_the_stock_pipeline_where_the_shift_is_dynamic(guid
         max_sequence_length=OPTIONS["max_sequence_length"], output_type="pt",
     ).images  # fmt: skip
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def flux(tmp_path_factory):
+    """FLUX.1 with a guidance input and without one, and an adapter for both."""
+    folder = tmp_path_factory.mktemp("flux")
+    for name, guidance_embeds in (("dev", True), ("free", False)):
+        save_tiny_flux(folder / name, guidance_embeds=guidance_embeds)
+    adapter = Adapter({"transformer_blocks.0.attn.to_q": LayerUpdate(torch.randn(2, 32), torch.randn(32, 2), 2.0)}, "")
+    save_published(adapter, folder / "adapter.pt")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("base", "adapted", "backbone", "options", "guidance"),
+    [
+        ("dev", True, {}, {}, 1.0),
+        ("dev", True, {"guidance": 2.5}, {}, 2.5),
+        ("dev", True, {}, {"guidance_scale": 3.0}, 3.0),
+        ("dev", False, {}, {}, 3.5),
+        ("dev", False, {}, {"guidance_scale": 1.0}, 1.0),
+        ("free", True, {}, {}, None),
+        ("free", False, {}, {}, None),
+    ],
+)
+def test_a_student_has_the_guidance_input_of_its_training_and_a_base_its_own(
+    flux, base, adapted, backbone, options, guidance
+):
+    """One forward pass a step: no CFG anywhere."""
+    adapters_ = [str(flux / "adapter.pt")] if adapted else []
+    drawer = InferenceModel(FluxBackbone(str(flux / base), **OPTIONS | backbone), adapters_, [1000], **options)
+    drawer.load(CPU)
+    seen = []
+    drawer.transformer.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append((len(kwargs["hidden_states"]), kwargs["guidance"])), with_kwargs=True
+    )
+    drawer.generate(PROMPTS[:1], [0], seed=0)
+    assert [(count, None if given is None else given.tolist()) for count, given in seen] == [
+        (1, guidance and [guidance])
+    ]
+
+
+def test_an_evaluation_says_with_which_guidance_it_draws(flux, tmp_path):
+    backbone = {
+        "class_path": "rtdmd_lightning.models.FluxBackbone",
+        "init_args": {"pretrained": str(flux / "dev"), **OPTIONS},
+    }
+    entries = {
+        "base": {"backbone": backbone},
+        "asked": {"backbone": backbone, "guidance_scale": 2.0},
+        "student": {"backbone": backbone, "adapters": [str(flux / "adapter.pt")]},
+    }
+    rewards = [{"class_path": "rtdmd_lightning.rewards.shapes.ShapesReward"}]
+    config = {
+        "entries": entries,
+        "sets": {"shapes": {"prompts": "shapes:held_out:1", "rewards": rewards}},
+        "baseline": "base",
+        "output": str(tmp_path / "out"),
+        "trainer": {"accelerator": "cpu", "devices": 1, "logger": False},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    _, _, told = evaluate.parse([f"--config={tmp_path / 'config.yaml'}"])
+    assert {name: entry["guidance_scale"] for name, entry in told.items()} == {
+        "base": 3.5,
+        "asked": 2.0,
+        "student": 1.0,
+    }
 
 
 @pytest.mark.parametrize(

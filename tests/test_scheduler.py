@@ -35,9 +35,9 @@ def normal(generators, shape) -> torch.Tensor:
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
 
-def our_images(backbone, eta: float, steps=METHOD_STEPS) -> tuple[torch.Tensor, torch.Tensor]:
+def our_images(backbone, eta: float, guidance_scale: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Our rollout, and the start that it was given."""
-    model = InferenceModel(backbone, steps=steps, eta=eta)
+    model = InferenceModel(backbone, guidance_scale=guidance_scale, eta=eta)
     model.load(CPU)
     shape, noise = backbone.latent_shape(), generators(100)
     start, conditioning = normal(generators(0), shape), model.embed(PROMPTS, CPU)
@@ -76,15 +76,19 @@ def test_the_stock_sd3_pipeline_draws_our_images(eta, call, sd3, tiny_folder):
 
 
 @pytest.mark.parametrize("shifted", [False, True], ids=["count", "shifted sigmas"])
-def test_the_stock_flux_pipeline_draws_our_images(shifted, tmp_path):
-    """Its default hands evenly spaced raw levels over together with mu: those are shifted, once."""
+@pytest.mark.parametrize("call", [{}, {"guidance_scale": 1.0}], ids=["base", "as a student"])
+def test_the_stock_flux_pipeline_draws_our_images(call, shifted, tmp_path):
+    """Its default hands evenly spaced raw levels over together with mu: those are shifted, once.
+
+    Without a scale both give the base its own guidance input; a student's is 1.
+    """
     save_tiny_flux(tmp_path, guidance_embeds=True)
     backbone = FluxBackbone(str(tmp_path), **OPTIONS)
-    ours, start = our_images(backbone, 0.9)
-    call = {"sigmas": list(backbone.sigmas(METHOD_STEPS)[:-1])} if shifted else {}
+    ours, start = our_images(backbone, 0.9, **call)
+    sigmas = {"sigmas": list(backbone.sigmas(METHOD_STEPS)[:-1])} if shifted else {}
     theirs = their_images(
-        FluxPipeline.from_pretrained(tmp_path), start, 0.9, num_inference_steps=4, guidance_scale=3.5,
-        height=32, width=32, max_sequence_length=OPTIONS["max_sequence_length"], **call,
+        FluxPipeline.from_pretrained(tmp_path), start, 0.9, num_inference_steps=4, height=32, width=32,
+        max_sequence_length=OPTIONS["max_sequence_length"], **sigmas, **call,
     )  # fmt: skip
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-4)
 

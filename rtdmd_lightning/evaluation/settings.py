@@ -20,7 +20,8 @@ class Entry:
     backbone: the base model.
     adapters: files or folders of adapters, applied in this order, each on top of those before it.
     steps: the raw timesteps, or a number N for the schedule that the family's own pipeline uses for N steps.
-    guidance_scale: of CFG; 1 is without.
+    guidance_scale: of CFG, or the model's guidance input; by default 1 (none) with adapters, and without them the base's own:
+        3.5 for FLUX.1-dev, 1 for other models.
     eta: stochasticity of the CPS sampler; 0 is the Euler ODE step.
     seed: entries of the same seed draw a prompt from the same noise.
     """
@@ -28,7 +29,7 @@ class Entry:
     backbone: Backbone
     adapters: list[str] = field(default_factory=list)
     steps: int | list[int] = field(default_factory=lambda: list(METHOD_STEPS))
-    guidance_scale: float = 1.0
+    guidance_scale: float | None = None
     eta: float = 0.9
     seed: int = 0
 

@@ -68,6 +68,14 @@ class Backbone(ABC):
     def encoder_identity(self) -> dict[str, Any]:
         """All that `encode_prompts` depends on besides the prompts, in what JSON can hold; reads no weights."""
 
+    @property
+    def base_guidance_scale(self) -> float:
+        """The guidance scale that the base alone draws with, unless another is asked for: 1, which is none.
+
+        A family whose model takes the scale as an input overrides this. Reads configs only.
+        """
+        return 1.0
+
     @abstractmethod
     def latent_shape(self) -> tuple[int, ...]:
         """One sample's latent shape at the training resolution."""

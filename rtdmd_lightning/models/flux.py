@@ -1,6 +1,7 @@
 """FLUX.1: dev, whose guidance scale is an input, and its guidance-free relatives, which get classifier-free guidance."""
 
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,19 +15,22 @@ from rtdmd_lightning.models.sd3 import SD3Backbone
 from rtdmd_lightning.objectives import flux_mu
 from rtdmd_lightning.structures import Conditioning
 
+PIPELINE_GUIDANCE = 3.5  # of `FluxPipeline`, and of the paper's teacher
+
 
 class FluxBackbone(PackedBackbone):
     """`FluxPipeline`. Latents are packed as the transformer takes them: `[tokens, 4 * C]`, a token for 2x2 of the VAE's.
 
-    A guidance-distilled model (`guidance_embeds` in its config) was only ever trained together with a scale, so every forward
-    pass gets one: the teacher's is the guidance scale that it is asked for, all other roles' is `guidance`. The default is the
-    teacher's own 3.5 (METHOD section 4). There generator and fake score, whose adapters start at zero, *are* the guided
-    teacher; at another value they would first have to learn its guidance. And `FluxPipeline` passes 3.5 unless told
-    otherwise, so a student trained with it samples there as it was trained.
+    A guidance-distilled model (`guidance_embeds` in its config) takes a scale in every forward pass. The teacher's is the one
+    that it is asked for; generator, fake score and EMA get `guidance`, in training and in drawing. The default is the paper's
+    1.0 (METHOD section 0.1). Adapters start at zero, so the student begins as the base under guidance 1.0, and learns what
+    the teacher draws under 3.5. `FluxPipeline` passes 3.5 unless told otherwise: call it with `guidance_scale=1.0` to draw a
+    student.
 
     Args:
         pretrained, resolution: see `PipelineBackbone`.
-        guidance: the guidance input of all roles but the teacher. Unused by a model without such an input.
+        guidance: the guidance input of all roles but the teacher; a student is drawn with the one that it was trained with.
+            Unused by a model without such an input.
         options: see `PipelineBackbone` (the command line lists them here too).
     """
 
@@ -36,13 +40,18 @@ class FluxBackbone(PackedBackbone):
     block_classes = (FluxTransformerBlock, FluxSingleTransformerBlock)
     encoders = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
-    def __init__(self, pretrained: str, resolution: int, guidance: float = 3.5, **options: Any) -> None:
+    def __init__(self, pretrained: str, resolution: int, guidance: float = 1.0, **options: Any) -> None:
         super().__init__(pretrained, resolution, **options)
         self.guidance = guidance
 
-    @property
+    @cached_property
     def takes_guidance(self) -> bool:
-        return self.loaded.transformer.config.guidance_embeds
+        """Whether the guidance scale is an input of the model."""
+        return bool(self.read_config("transformer").get("guidance_embeds"))
+
+    @property
+    def base_guidance_scale(self) -> float:
+        return PIPELINE_GUIDANCE if self.takes_guidance else super().base_guidance_scale
 
     def encode_with(self, pipeline: Any, prompts: list[str]) -> Conditioning:
         embeds, pooled, _ = pipeline.encode_prompt(

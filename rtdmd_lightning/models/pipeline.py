@@ -23,7 +23,8 @@ class PipelineBackbone(Backbone):
     Args:
         pretrained: a diffusers folder or a hub id.
         resolution: height and width of the images, in pixels.
-        max_sequence_length: how many tokens of text a prompt has, padding included.
+        max_sequence_length: how many tokens of text a prompt has, padding included: at most the family's `longest_text`. No
+            family masks its padding in the transformer, so the number is part of the conditioning (METHOD section 0.1).
         dtype: of the frozen weights. Adapters have a dtype of their own.
         vae_dtype: of the autoencoder, which rewards are back-propagated through. Images are float32 whatever it is.
         gradient_checkpointing: recompute the blocks' activations in the backward pass.
@@ -34,6 +35,9 @@ class PipelineBackbone(Backbone):
 
     encoders: ClassVar[tuple[str, ...]]
     """The pipeline's parts that read prompts: text encoders, then tokenizers."""
+
+    longest_text: ClassVar[int] = 512
+    """The largest `max_sequence_length`. SD3's and FLUX.1's pipelines refuse more; FLUX.2's names it as its tokenizer's limit."""
 
     def __init__(
         self,
@@ -51,7 +55,8 @@ class PipelineBackbone(Backbone):
                 "a backbone with text_encoders=false needs an embedding_cache, which has the prompts' embeddings"
             )
         require(
-            max_sequence_length >= 1, f"a backbone's max_sequence_length must be at least 1, not {max_sequence_length}"
+            1 <= max_sequence_length <= self.longest_text,
+            f"the backbone's max_sequence_length must lie between 1 and {self.longest_text}, not {max_sequence_length}",
         )
         self.pretrained = pretrained
         self.resolution = resolution

@@ -21,7 +21,8 @@ class SD3Backbone(PipelineBackbone):
     Args:
         pretrained, resolution: see `PipelineBackbone`.
         use_t5: load the third text encoder; without it its part of the prompt is zeros, as in diffusers.
-        max_sequence_length: how many T5 tokens (or zeros) a prompt has.
+        max_sequence_length: how many T5 tokens (or zeros) a prompt has, after CLIP's 77. 128 are what the published
+            checkpoints are trained and drawn with, the empty prompt too (METHOD section 0.1); the pipeline's own default is 256.
         options: see `PipelineBackbone` (the command line lists them here too).
     """
 
@@ -37,7 +38,7 @@ class SD3Backbone(PipelineBackbone):
     encoders = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", *T5_PARTS)
 
     def __init__(
-        self, pretrained: str, resolution: int, use_t5: bool = True, max_sequence_length: int = 256, **options: Any
+        self, pretrained: str, resolution: int, use_t5: bool = True, max_sequence_length: int = 128, **options: Any
     ) -> None:
         super().__init__(pretrained, resolution, max_sequence_length, **options)
         self.use_t5 = use_t5

@@ -54,9 +54,8 @@ def test_sampling_with_eta_zero_is_the_pipeline_with_the_same_sigmas(folders, na
     module = built(folders, name, sampler=SamplerSettings(eta=0.0))
     latents = SampleRandom(5, [0, 1], CPU).normal("start", module.backbone.latent_shape())
     pipeline = module.backbone.pipeline_class.from_pretrained(folders[name])
-    unguided = {"guidance_scale": 1.0} if name == "flux2" else {}  # FLUX.1's own default is the guidance input
     sigmas = [1.0, 0.75, 0.5, 0.25]
-    theirs = call(pipeline, module.backbone, PROMPTS, latents, sigmas=sigmas, output_type="pt", **unguided)
+    theirs = call(pipeline, module.backbone, PROMPTS, latents, sigmas=sigmas, output_type="pt", guidance_scale=1.0)
     assert pipeline.scheduler.sigmas.tolist() == pytest.approx(module.sigmas)
     ours = module.generate(PROMPTS, [0, 1], seed=5, role=TEACHER)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
@@ -103,19 +102,19 @@ def test_all_roles_but_the_teacher_get_the_backbones_guidance(folders):
     for role in (GENERATOR, FAKE_SCORE, EMA):
         module.velocity(role, latents, 0.5, conditioning)
     module.teacher_velocity(latents, 0.5, conditioning, 2.0)
-    assert seen == {(GENERATOR,): [3.5, 3.5], (FAKE_SCORE,): [3.5, 3.5], (EMA,): [3.5, 3.5], (): [2.0, 2.0]}
+    assert seen == {(GENERATOR,): [1.0, 1.0], (FAKE_SCORE,): [1.0, 1.0], (EMA,): [1.0, 1.0], (): [2.0, 2.0]}
 
 
-def test_a_generator_that_has_not_learnt_yet_is_the_guided_teacher(folders):
-    module = built(folders, "flux", move_adapters=False)
+@pytest.mark.parametrize(("options", "guidance"), [({}, 1.0), ({"guidance": 3.5}, 3.5)])
+def test_a_generator_that_has_not_learnt_yet_is_the_base_under_the_backbones_guidance(folders, options, guidance):
+    module = module_of(FluxBackbone(str(folders["flux"]), **OPTIONS | options), move_adapters=False)
     conditioning = module.embed(PROMPTS, CPU)
     latents = torch.randn(2, *module.backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
-    teacher = module.teacher_velocity(latents, 0.5, conditioning, 3.5)
-    torch.testing.assert_close(module.velocity(GENERATOR, latents, 0.5, conditioning), teacher, rtol=0, atol=0)
-    other = FluxBackbone(str(folders["flux"]), guidance=1.0, **OPTIONS)
-    other.load()
-    unguided = other.velocity(module.transformer, latents, torch.full((2,), 0.5), conditioning)
-    assert (unguided - teacher).abs().max() > 1e-3
+    teachers = {scale: module.teacher_velocity(latents, 0.5, conditioning, scale) for scale in (1.0, 3.5)}
+    torch.testing.assert_close(
+        module.velocity(GENERATOR, latents, 0.5, conditioning), teachers[guidance], rtol=0, atol=0
+    )
+    assert (teachers[3.5] - teachers[1.0]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -172,8 +171,7 @@ def test_the_exported_adapter_makes_the_students_images_in_the_stock_pipeline(fo
     write_adapter(lora.adapter_state_dict(module.base_of(EMA), EMA), tmp_path, backbone, module.lora)
     pipeline = backbone.pipeline_class.from_pretrained(folders["flux2_distilled" if "two" in name else name])
     latents = SampleRandom(5, [0, 1], CPU).normal("start", backbone.latent_shape())
-    options = {"sigmas": [1.0, 0.75, 0.5, 0.25], "output_type": "pt"}
-    options |= {"guidance_scale": 1.0} if "flux2" in name else {}
+    options = {"sigmas": [1.0, 0.75, 0.5, 0.25], "output_type": "pt", "guidance_scale": 1.0}
     without = call(pipeline, backbone, PROMPTS, latents, **options)
     pipeline.load_lora_weights(tmp_path)
     theirs = call(pipeline, backbone, PROMPTS, latents, **options)
