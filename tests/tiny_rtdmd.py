@@ -73,7 +73,7 @@ def tiny_rtdmd_module(pipeline: Path, cold_start: Path, **options) -> RTDMDModul
     settings = {
         "batch_size": 4,
         "guidance_scale": (3.0, 3.0),
-        "rewards": RewardMixture([Redness(), Contrast()], {"redness": 1.0, "contrast": 1.0}),
+        "rewards": RewardMixture([Redness(), Contrast()], {"redness": 1.0, "contrast": 1.0}, ["redness"]),
         "lora": LoraSettings(rank=4, alpha=8),
         "images_per_prompt": 4,
         "micro_batches": 4,
@@ -121,6 +121,7 @@ def write_rtdmd_config(
                         {"class_path": "tests.tiny_rtdmd.Contrast"},
                     ],
                     "weights": {"redness": 1.0, "contrast": 1.0},
+                    "back_propagated": ["redness"],
                 },
             }
             | OPTIMIZERS

@@ -70,7 +70,8 @@ class ReinforcementModule(MatchingModule):
             raise UserError("with model.sampler.eta 0 no step is stochastic: set model.policy.weight to 0")
         if final_step.reward_weight and not rewards.differentiable:
             raise UserError(
-                f"none of the rewards {sorted(rewards.weights)} can be back-propagated: set model.final_step.reward_weight to 0"
+                f"none of the rewards {sorted(rewards.weights)} is back-propagated: name a differentiable one in "
+                "model.rewards.back_propagated, or set model.final_step.reward_weight to 0"
             )
         require(
             policy.weight > 0 or final_step.is_trained,

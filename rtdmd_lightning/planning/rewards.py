@@ -76,7 +76,8 @@ def tower_kinds(rewards: RewardMixture) -> Counter[Kind]:
 
 def stand_ins(rewards: RewardMixture, blocks: Counter[Kind]) -> RewardMixture:
     """The mixture without weights, its towers with these layers; call it in the fake mode."""
-    return RewardMixture([StandIn(reward, blocks) for reward in rewards.rewards.values()], rewards.weights)
+    towers: list[Reward] = [StandIn(reward, blocks) for reward in rewards.rewards.values()]
+    return RewardMixture(towers, rewards.weights, rewards.differentiable)
 
 
 def _clip(reward: Reward) -> CLIPModel:

@@ -1,16 +1,17 @@
 """A frozen `CLIPModel` with its processor: embeddings of pictures, with gradient, and of prompts, remembered."""
 
 from pathlib import Path
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.errors import UserError, require
 from rtdmd_lightning.memory import PromptMemory
 from rtdmd_lightning.rewards.base import Reward
-from rtdmd_lightning.rewards.preprocess import ClipPreprocess
+from rtdmd_lightning.rewards.preprocess import ClipPreprocess, Resize
 from rtdmd_lightning.rewards.weights import Source, loading
 
 REMEMBERED_PROMPTS = 16_384
@@ -25,12 +26,13 @@ class ClipEncoder:
         reward: name of the reward that asks, for error messages.
         source: folder or hub id of the model.
         processor: folder or hub id of its image processor and tokenizer.
+        resize: of the pictures; bicubic is the processor's own.
     """
 
-    def __init__(self, reward: str, source: str, processor: str) -> None:
+    def __init__(self, reward: str, source: str, processor: str, resize: Resize = "bicubic") -> None:
         self.model = _load_model(reward, source)
         with loading(reward, processor):
-            self.preprocess = ClipPreprocess.from_pretrained(processor)
+            self.preprocess = ClipPreprocess.from_pretrained(processor, resize)
             self.tokenizer = CLIPTokenizer.from_pretrained(processor)
         self._remembered: PromptMemory[Tensor] = PromptMemory(REMEMBERED_PROMPTS)
 
@@ -70,6 +72,9 @@ class ClipLogitReward(Reward):
     Args:
         weights: folder or hub id of a `CLIPModel`; without it see `weights.locate`.
         processor: folder or hub id of the image processor and tokenizer, where the model's folder does not hold them.
+        resize: of the pictures, antialiased: bilinear, torchvision's default, or bicubic, the processor's own.
+
+    Raises UserError for another resize.
     """
 
     published: str
@@ -77,9 +82,12 @@ class ClipLogitReward(Reward):
     divisor: float
     differentiable = True
 
-    def __init__(self, weights: str | None = None, processor: str | None = None) -> None:
+    def __init__(self, weights: str | None, processor: str | None, resize: Resize) -> None:
+        known = get_args(Resize)
+        require(resize in known, f"{self.name}: resize must be {' or '.join(known)}, not {resize!r}")
         self.weights = weights
         self.processor = processor
+        self.resize: Resize = resize
 
     def sources(self) -> list[Source]:
         """The model, and the processor where the model's folder does not hold it."""
@@ -92,7 +100,7 @@ class ClipLogitReward(Reward):
 
     def load(self) -> None:
         located = [source.locate() for source in self.sources()]
-        self._clip = ClipEncoder(self.name, located[0], located[-1])
+        self._clip = ClipEncoder(self.name, located[0], located[-1], self.resize)
 
     def networks(self) -> list[torch.nn.Module]:
         return [self._clip.model]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.errors import UserError, require
 from rtdmd_lightning.rewards.base import Reward
 
 
@@ -15,17 +15,28 @@ class RewardGone(RewardError):
     """A remote reward has not answered for too long; the message names it and its address. No prompt is at fault."""
 
 
+PAPER_BACK_PROPAGATED = ("clipscore", "pickscore", "hpsv2")
+"""The rewards that the paper back-propagates where they are trained (METHOD section 5.1)."""
+
+OPTION = "model.rewards.back_propagated"
+
+
 class RewardMixture:
-    """Rewards with a weight each.
+    """Rewards with a weight each. `differentiable` lists the names of those that `differentiable_sum` adds up.
 
     Args:
         rewards: their names must differ.
         weights: one per reward, by name. A reward of weight 0 is scored (and so logged) but pulls at nothing.
+        back_propagated: names of the rewards whose gradient is taken; each must be differentiable and have a weight other than
+            0. By default clipscore, pickscore and hpsv2, those of them for which that holds (METHOD section 5.1).
 
-    Raises UserError where names collide, or where weights and rewards do not name the same.
+    Raises UserError where names collide, where weights and rewards do not name the same, and for a reward that cannot be
+    back-propagated.
     """
 
-    def __init__(self, rewards: list[Reward], weights: dict[str, float]) -> None:
+    def __init__(
+        self, rewards: list[Reward], weights: dict[str, float], back_propagated: list[str] | None = None
+    ) -> None:
         names = [reward.name for reward in rewards]
         if not rewards or len(set(names)) != len(names):
             raise UserError(f"a mixture wants one or more rewards of different names, not {names}")
@@ -33,16 +44,12 @@ class RewardMixture:
             raise UserError(f"the rewards {sorted(names)} and their weights {sorted(weights)} must name the same")
         self.rewards = {reward.name: reward for reward in rewards}
         self.weights = weights
+        self.differentiable = _back_propagated(self.rewards, weights, back_propagated)
 
     def to(self, device: torch.device) -> None:
         """Load the rewards' weights unless that is done, and move them."""
         for reward in self.rewards.values():
             reward.to(device)
-
-    @property
-    def differentiable(self) -> list[str]:
-        """Names of the rewards that `differentiable_sum` adds up."""
-        return [name for name, reward in self.rewards.items() if reward.differentiable and self.weights[name] != 0]
 
     @torch.no_grad()
     def score(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> dict[str, Tensor]:
@@ -53,12 +60,12 @@ class RewardMixture:
         return {name: checked_score(reward, images, prompts, metadata).float() for name, reward in self.rewards.items()}
 
     def differentiable_sum(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
-        """`Σ_i w_i·r_i`, `[B]`, over the differentiable rewards only, with gradient to `images`.
+        """`Σ_i w_i·r_i`, `[B]`, over the back-propagated rewards only, with gradient to `images`.
 
         Raises UserError for a mixture without any, RewardError as `score` does and for a score that has lost its gradient.
         """
         if not self.differentiable:
-            raise UserError(f"none of the rewards {sorted(self.rewards)} with a weight is differentiable")
+            raise UserError(f"none of the rewards {sorted(self.rewards)} is back-propagated: name one in {OPTION}")
         terms = []
         for name in self.differentiable:
             score = checked_score(self.rewards[name], images, prompts, metadata)
@@ -97,3 +104,15 @@ def _culprit(reward: Reward, images: Tensor, prompts: list[str], metadata: list[
         except Exception:
             return f"the prompt {prompt!r}"
     return f"a batch of {len(prompts)}, though on none of its prompts alone, the first of which is {prompts[0]!r}"
+
+
+def _back_propagated(rewards: dict[str, Reward], weights: dict[str, float], wanted: list[str] | None) -> list[str]:
+    """The wanted names, by default the paper's, in the order of the rewards; see `RewardMixture`."""
+    trained = [name for name in rewards if weights[name] != 0]
+    if wanted is None:
+        wanted = [name for name in trained if name in PAPER_BACK_PROPAGATED and rewards[name].differentiable]
+    for name in wanted:
+        require(name in trained, f"{OPTION} names {name!r}, which is none of the rewards with a weight, {trained}")
+        require(rewards[name].differentiable, f"{OPTION} names {name!r}, whose score has no gradient: leave it out")
+        require(wanted.count(name) == 1, f"{OPTION} names {name!r} twice")
+    return [name for name in rewards if name in wanted]

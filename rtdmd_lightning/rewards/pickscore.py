@@ -1,12 +1,19 @@
 """PickScore: which picture would a person pick for the prompt? (METHOD section 6)"""
 
 from rtdmd_lightning.rewards.clip_models import ClipLogitReward
+from rtdmd_lightning.rewards.preprocess import Resize
 
 
 class PickScoreReward(ClipLogitReward):
     """Logit of PickScore_v1, a CLIP ViT-H/14, over 26: about 0.86 for a good picture; tables show the logit itself, about 22.
 
     The published model comes without a processor; it is that of the CLIP it was trained from.
+
+    Args:
+        weights: folder or hub id of a `CLIPModel`; without it see `weights.locate`.
+        processor: folder or hub id of the image processor and tokenizer, where the model's folder does not hold them.
+        resize: of the pictures, antialiased: bicubic is the published processor's, with which PickScores are reported;
+            bilinear is the paper's where PickScore is back-propagated, and only there (METHOD section 5.1).
     """
 
     name = "pickscore"
@@ -14,3 +21,6 @@ class PickScoreReward(ClipLogitReward):
     published_processor = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
     divisor = 26.0
     reported_scale = divisor
+
+    def __init__(self, weights: str | None = None, processor: str | None = None, resize: Resize = "bicubic") -> None:
+        super().__init__(weights, processor, resize)

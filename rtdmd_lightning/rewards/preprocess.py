@@ -2,39 +2,51 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch.nn.functional as F
+import torchvision.transforms.functional as TF
 from torch import Tensor
 from transformers import CLIPImageProcessor
 
 from rtdmd_lightning.errors import UserError
 
+Resize = Literal["bilinear", "bicubic"]
+
 
 @dataclass(frozen=True)
 class ClipPreprocess:
-    """Bicubic resize of the shorter side, centre crop, normalisation: `[B, 3, H, W]` in [0, 1] to `[B, 3, crop, crop]`.
+    """Resize of the shorter side, centre crop, normalisation: `[B, 3, H, W]` in [0, 1] to `[B, 3, crop, crop]`.
 
-    The resize is PIL's: antialiased, horizontal pass first, cut off after each pass where the kernel overshoots black or white.
-    (PIL shrinks pictures that are twice as tall as wide the other way round, which tells where the overshoot is cut.) PIL
-    besides rounds to whole grey levels before and after each pass; nothing is rounded here, since a rounded picture has no
-    gradient. So a pixel differs from the processor's by about one level (1/255) at most, by chance up or down, and a score
-    by far less.
+    The bicubic resize is PIL's, and so the published processors': antialiased, horizontal pass first, cut off after each pass
+    where the kernel overshoots black or white. (PIL shrinks pictures that are twice as tall as wide the other way round, which
+    tells where the overshoot is cut.) PIL besides rounds to whole grey levels before and after each pass; nothing is rounded
+    here, since a rounded picture has no gradient. So a pixel differs from the processor's by about one level (1/255) at most,
+    by chance up or down, and a score by far less.
+
+    The bilinear resize, with its crop, is torchvision's default on tensors, which the authors use (METHOD section 5.1).
+    A picture whose shorter side has the right length already is not resized by either.
 
     Args:
-        resize: pixels of the shorter side after the resize.
-        crop: side of the square that is cut out of the middle, at most `resize`.
+        shorter_side: its pixels after the resize.
+        crop: side of the square that is cut out of the middle, at most `shorter_side`.
         mean: per channel, subtracted.
         std: per channel, divided by.
+        resize: bilinear or bicubic.
     """
 
-    resize: int
+    shorter_side: int
     crop: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    resize: Resize = "bicubic"
 
     @classmethod
-    def from_processor(cls, processor: CLIPImageProcessor) -> "ClipPreprocess":
-        """The same steps as a `transformers` processor. Raises UserError for one that does other things."""
+    def from_processor(cls, processor: CLIPImageProcessor, resize: Resize = "bicubic") -> "ClipPreprocess":
+        """The same steps as a `transformers` processor, with `resize` for its bicubic one.
+
+        Raises UserError for a processor that does other things.
+        """
         size, crop = dict(processor.size), dict(processor.crop_size)
         resample = int(processor.resample)
         usual = processor.do_resize and processor.do_center_crop and processor.do_normalize and resample == BICUBIC
@@ -42,14 +54,18 @@ class ClipPreprocess:
             raise UserError(f"an image processor that resizes, crops or normalises otherwise than CLIP's: {processor}")
         if crop["height"] > size["shortest_edge"]:
             raise UserError(f"an image processor that crops {crop} out of a smaller picture, {size}: {processor}")
-        return cls(size["shortest_edge"], crop["height"], tuple(processor.image_mean), tuple(processor.image_std))
+        mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+        return cls(size["shortest_edge"], crop["height"], mean, std, resize)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "ClipPreprocess":
-        return cls.from_processor(CLIPImageProcessor.from_pretrained(folder))
+    def from_pretrained(cls, folder: str | Path, resize: Resize = "bicubic") -> "ClipPreprocess":
+        return cls.from_processor(CLIPImageProcessor.from_pretrained(folder), resize)
 
     def __call__(self, images: Tensor) -> Tensor:
-        images = centre_crop(resize_shorter_side(images, self.resize), self.crop)
+        if self.resize == "bilinear":
+            images = TF.center_crop(TF.resize(images, [self.shorter_side], antialias=True), [self.crop])
+        else:
+            images = centre_crop(resize_shorter_side(images, self.shorter_side), self.crop)
         mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
         return (images - mean) / std
 
@@ -58,7 +74,7 @@ BICUBIC = 3  # PIL.Image.Resampling.BICUBIC
 
 
 def resize_shorter_side(images: Tensor, side: int) -> Tensor:
-    """`[B, C, H, W]` in [0, 1] to a shorter side of `side`, the longer one in proportion (rounded down)."""
+    """Bicubic: `[B, C, H, W]` in [0, 1] to a shorter side of `side`, the longer one in proportion (rounded down)."""
     height, width = images.shape[-2:]
     shorter = min(height, width)
     if shorter == side:

@@ -106,6 +106,7 @@ SOME_ADVANTAGES = {
     "rewards": {
         "rewards": [{"class_path": "tests.tiny_rtdmd.RednessOfCircles"}],
         "weights": {"redness_of_circles": 1.0},
+        "back_propagated": ["redness_of_circles"],
     },
     "final_step": {"matching_weight": 1.0, "reward_weight": 10.0},
 }

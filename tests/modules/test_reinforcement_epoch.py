@@ -25,7 +25,7 @@ def cold_start(tiny_folder, tmp_path_factory):
 
 
 def only(reward):
-    return RewardMixture([reward], {reward.name: 1.0})
+    return RewardMixture([reward], {reward.name: 1.0}, [reward.name])
 
 
 @pytest.mark.parametrize(

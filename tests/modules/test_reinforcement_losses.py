@@ -127,7 +127,7 @@ def test_the_final_steps_loss_is_the_pull_and_the_hinge_with_their_weights(
 
     The best row is above the ceiling; the reward without a gradient is no part of the sum.
     """
-    rewards = RewardMixture([Redness(), Contrast()], {"redness": 2.0, "contrast": 1.0})
+    rewards = RewardMixture([Redness(), Contrast()], {"redness": 2.0, "contrast": 1.0}, ["redness"])
     module, slope = setting(tiny_folder, cold_start, rewards=rewards)
     rollout, rows = rollout_of(module), [0, 2, 3]
     state, sigma = rollout.states[3][rows], module.sigmas[3]

@@ -143,6 +143,8 @@ def test_refused(tmp_path, tiny_folder, cold_start):
         ("--model.policy.steps=[0,3]", "stochastic steps [0, 1, 2], not [0, 3]"),
         ("--model.policy.steps=[1,1]", "different ones of the stochastic steps"),
         ("--model={policy: {weight: 0}, final_step: {matching_weight: 0, reward_weight: 0}}", "nothing is trained"),
+        ("--model.rewards.back_propagated=[]", "name a differentiable one in model.rewards.back_propagated"),
+        ("--model.rewards.back_propagated=[contrast]", "model.rewards.back_propagated names 'contrast'"),
         ("--model.policy={weight: 0, kl_weight: 0.1}", "kl_weight belongs to the policy's steps"),
         ("--model.sampler.eta=0", "no step is stochastic"),
         ("--model.images_per_prompt=3", "16 is no multiple of model.images_per_prompt 3"),

@@ -4,12 +4,15 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
+from torchvision.transforms import v2
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards.clipscore import ClipScoreReward
+from rtdmd_lightning.shapes.world import IMAGE_SIZE
 from tests.rewards.scorers import assert_gradient_is_right, pictures
-from tests.rewards.tiny_clip import PROMPTS, package_logits, save_tiny_clip
+from tests.rewards.tiny_clip import PROMPTS, SIDE, package_logits, save_tiny_clip
+from tests.tiny import REPOSITORY
 
 CPU = torch.device("cpu")
 NO_METADATA: list[dict] = [{}, {}, {}]
@@ -20,33 +23,65 @@ def folder(tmp_path_factory):
     return save_tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
-def loaded(folder) -> ClipScoreReward:
-    reward = ClipScoreReward(weights=str(folder))
+def loaded(folder, **options) -> ClipScoreReward:
+    reward = ClipScoreReward(weights=str(folder), **options)
     reward.to(CPU)
     return reward
 
 
 @pytest.mark.parametrize("size", [32, (96, 60), (20, 31)])
-def test_the_number_is_the_packages(folder, size):
+def test_with_bicubic_the_number_is_the_packages(folder, size):
     images = pictures(3, size)
     prompts = [PROMPTS[0], PROMPTS[0], PROMPTS[1]]
     expected = package_logits(folder, images, prompts) / 100
     assert (expected[0] - expected[1]).abs() > 0.006 and (
         expected[0] - expected[2]
     ).abs() > 0.006  # else 1e-3 is no test
-    score = loaded(folder).score(images, prompts, NO_METADATA)
+    score = loaded(folder, resize="bicubic").score(images, prompts, NO_METADATA)
     assert score.shape == (3,) and score.dtype == torch.float32
     torch.testing.assert_close(score, expected, rtol=0, atol=1e-3)
 
 
-def test_gradients_reach_the_pixels(folder):
-    reward = loaded(folder)
+@pytest.mark.parametrize("size", [32, (96, 60), (20, 31)])
+def test_by_default_the_number_is_that_of_torchvisions_transforms(folder, size):
+    """The paper's: resize and crop by default arguments, on tensors, around the package's model."""
+    processor = CLIPImageProcessor.from_pretrained(folder)
+    normalise = v2.Normalize(processor.image_mean, processor.image_std)
+    transforms = v2.Compose([v2.Resize(SIDE), v2.CenterCrop(SIDE), normalise])
+    images = pictures(3, size)
+    tokens = CLIPTokenizer.from_pretrained(folder)(PROMPTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        output = CLIPModel.from_pretrained(folder, dtype=torch.float32)(pixel_values=transforms(images), **tokens)
+    expected = output.logits_per_image.diagonal() / 100
+    score = loaded(folder).score(images, PROMPTS, NO_METADATA)
+    torch.testing.assert_close(score, expected, rtol=0, atol=1e-6)
+    bicubic = loaded(folder, resize="bicubic").score(images, PROMPTS, NO_METADATA)
+    assert size == SIDE or (score - bicubic).abs().max() > 1e-5
+
+
+def test_on_the_embedded_world_the_resize_does_not_matter():
+    """Its pictures have the size of its CLIP."""
+    folder, images = REPOSITORY / "checkpoints" / "tiny-clip", pictures(3, IMAGE_SIZE)
+    bilinear, bicubic = (
+        loaded(folder, resize=resize).score(images, PROMPTS, NO_METADATA) for resize in ("bilinear", "bicubic")
+    )
+    assert torch.equal(bilinear, bicubic)
+
+
+def test_an_unknown_resize_is_refused_before_weights_are_looked_for():
+    with pytest.raises(UserError, match=r"clipscore: resize .* 'nearest'"):
+        ClipScoreReward(weights="nobody/has-this", resize="nearest")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("resize", ["bilinear", "bicubic"])
+def test_gradients_reach_the_pixels(folder, resize):
+    reward = loaded(folder, resize=resize)
     reward.networks()[0].double()
     assert_gradient_is_right(reward, pictures(3, (40, 36)), PROMPTS)
 
 
 def test_a_prompt_is_encoded_once_and_not_for_ever(folder, monkeypatch):
-    reward = loaded(folder)
+    reward = loaded(folder, resize="bicubic")
     encoded: list[int] = []
     encode = reward._clip.model.get_text_features
     monkeypatch.setattr(

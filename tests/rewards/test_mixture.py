@@ -66,7 +66,17 @@ def images() -> Tensor:
 
 def mixture(number: list[float] | None = None) -> RewardMixture:
     rewards = [Brightness(), Redness(), Number(number or [1.0, 2.0, 3.0])]
-    return RewardMixture(rewards, {"number": 10.0, "brightness": 2.0, "redness": 0.5})
+    return RewardMixture(rewards, {"number": 10.0, "brightness": 2.0, "redness": 0.5}, ["redness", "brightness"])
+
+
+class Named(Reward):
+    """A reward of that name."""
+
+    def __init__(self, name: str, differentiable: bool = True) -> None:
+        self.name, self.differentiable = name, differentiable
+
+    def score(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
+        return len(self.name) * images.mean(dim=(1, 2, 3))
 
 
 def test_scores_are_the_rewards_own_by_name():
@@ -78,7 +88,7 @@ def test_scores_are_the_rewards_own_by_name():
     assert scores["number"].tolist() == [1, 2, 3]
 
 
-def test_the_differentiable_sum_leaves_the_others_out_and_has_their_gradient():
+def test_the_differentiable_sum_is_of_the_back_propagated_and_has_their_gradient():
     pixels = images().requires_grad_()
     total = mixture().differentiable_sum(pixels, PROMPTS, METADATA)
     torch.testing.assert_close(total, 2 * images().flatten(1).mean(1) + 0.5 * images()[:, 0].square().mean((1, 2)))
@@ -89,11 +99,39 @@ def test_the_differentiable_sum_leaves_the_others_out_and_has_their_gradient():
 
 
 def test_a_reward_of_weight_zero_is_scored_but_does_not_pull():
-    held_out = RewardMixture([Brightness(), Redness()], {"brightness": 1.0, "redness": 0.0})
-    assert held_out.differentiable == ["brightness"]
+    held_out = RewardMixture([Brightness(), Redness()], {"brightness": 1.0, "redness": 0.0}, ["brightness"])
     assert held_out.score(images(), PROMPTS, METADATA)["redness"].mean() > 0
     total = held_out.differentiable_sum(images(), PROMPTS, METADATA)
     torch.testing.assert_close(total, images().flatten(1).mean(1))
+
+
+def test_by_default_the_papers_three_are_back_propagated():
+    """Those of them that are trained and differentiable: not one that a server scores."""
+    names = ["imagereward", "hpsv2", "aesthetic", "clipscore", "pickscore"]
+    rewards: list[Reward] = [Named(name) for name in names]
+    weights = dict.fromkeys(names, 1.0)
+    assert RewardMixture(rewards, weights).differentiable == ["hpsv2", "clipscore", "pickscore"]
+    assert RewardMixture(rewards, weights | {"hpsv2": 0.0}).differentiable == ["clipscore", "pickscore"]
+    rewards[-1] = Named("pickscore", differentiable=False)
+    fewer = RewardMixture(rewards, weights)
+    assert fewer.differentiable == ["hpsv2", "clipscore"]
+    total = fewer.differentiable_sum(images(), PROMPTS, METADATA)
+    torch.testing.assert_close(total, len("hpsv2clipscore") * images().flatten(1).mean(1))
+
+
+def test_others_are_back_propagated_by_name():
+    both = [Named("clipscore"), Named("imagereward")]
+    weights = {"clipscore": 1.0, "imagereward": 1.0}
+    assert RewardMixture(both, weights, ["imagereward"]).differentiable == ["imagereward"]
+    assert RewardMixture(both, weights, []).differentiable == []
+
+
+@pytest.mark.parametrize("wrong", [["number"], ["hpsv2"], ["redness"], ["brightness", "brightness"]])
+def test_a_reward_that_cannot_be_back_propagated_is_refused(wrong):
+    """It has no gradient, is not there, has no weight, or is named twice."""
+    rewards = [Brightness(), Redness(), Number([1.0])]
+    with pytest.raises(UserError, match=rf"model\.rewards\.back_propagated names '{wrong[0]}'"):
+        RewardMixture(rewards, {"brightness": 1.0, "redness": 0.0, "number": 1.0}, wrong)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -130,13 +168,13 @@ def test_a_score_of_another_shape_is_refused():
 
 
 def test_a_differentiable_reward_without_a_gradient_is_refused():
-    detached = RewardMixture([Detached()], {"brightness": 1.0})
+    detached = RewardMixture([Detached()], {"brightness": 1.0}, ["brightness"])
     with pytest.raises(RewardError, match="calls itself differentiable but its score has no gradient"):
         detached.differentiable_sum(images().requires_grad_(), PROMPTS, METADATA)
 
 
-def test_a_sum_of_nothing_differentiable_is_refused():
-    with pytest.raises(UserError, match="differentiable"):
+def test_a_sum_of_nothing_is_refused():
+    with pytest.raises(UserError, match=r"model\.rewards\.back_propagated"):
         RewardMixture([Number([1.0])], {"number": 1.0}).differentiable_sum(images()[:1], PROMPTS[:1], METADATA[:1])
 
 

@@ -7,7 +7,7 @@ from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards.pickscore import PickScoreReward
 from rtdmd_lightning.rewards.weights import CACHE_VARIABLE
 from tests.rewards.scorers import assert_gradient_is_right, pictures
-from tests.rewards.tiny_clip import PROMPTS, package_logits, save_tiny_clip
+from tests.rewards.tiny_clip import PROMPTS, SIDE, package_logits, save_tiny_clip
 
 CPU = torch.device("cpu")
 NO_METADATA: list[dict] = [{}, {}, {}]
@@ -41,6 +41,15 @@ def test_the_number_is_the_packages(cache, reward):
 def test_gradients_reach_the_pixels(reward):
     reward.networks()[0].double()
     assert_gradient_is_right(reward, pictures(3, 40), PROMPTS)
+
+
+def test_a_bilinear_resize_gives_another_number(reward):
+    bilinear = PickScoreReward(resize="bilinear")
+    bilinear.to(CPU)
+    of_size, other = pictures(3, SIDE), pictures(3, (50, 70))
+    assert torch.equal(*(scorer.score(of_size, PROMPTS, NO_METADATA) for scorer in (reward, bilinear)))
+    difference = reward.score(other, PROMPTS, NO_METADATA) - bilinear.score(other, PROMPTS, NO_METADATA)
+    assert difference.abs().max() > 1e-4
 
 
 def test_a_folder_may_hold_its_own_processor(cache, reward, tmp_path):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import v2
 from transformers import CLIPImageProcessor, CLIPImageProcessorPil
 
 from rtdmd_lightning.errors import UserError
@@ -31,14 +32,14 @@ def black_and_white(size: tuple[int, int]) -> Tensor:
     return (noise(size) > 0.5).float()
 
 
-def resized_by_pil(images: Tensor, side: int) -> Tensor:
-    """PIL's bicubic resize, on floats and so without its rounding, each pass cut off at black and white as on grey levels."""
+def resized_by_pil(images: Tensor, side: int, kernel: Image.Resampling = Image.Resampling.BICUBIC) -> Tensor:
+    """PIL's resize, on floats and so without its rounding, each pass cut off at black and white as on grey levels."""
     height, width = images.shape[-2:]
     new_height, new_width = (side * length // min(height, width) for length in (height, width))
     done = []
     for image in images.flatten(0, 1).numpy():
         for size in ((new_width, height), (new_width, new_height)):
-            image = np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
+            image = np.array(Image.fromarray(image).resize(size, kernel)).clip(0, 1)
         done.append(torch.from_numpy(image))
     return torch.stack(done).unflatten(0, images.shape[:2])
 
@@ -96,10 +97,32 @@ def test_the_crop_leaves_an_odd_rest_at_the_bottom_and_the_right():
     assert centre_crop(image, 5).shape == (1, 1, 5, 5)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_the_bilinear_whole_is_torchvisions(size):
+    """Resize and crop as torchvision's transforms do them by default on tensors; PIL's antialiased resize has the same kernel."""
+    mean, std = (0.4, 0.5, 0.6), (0.3, 0.2, 0.1)
+    preprocess = ClipPreprocess(SIDE, SIDE, mean, std, "bilinear")
+    theirs = v2.Compose([v2.Resize(SIDE), v2.CenterCrop(SIDE), v2.Normalize(mean, std)])
+    by_pil = v2.Compose([v2.CenterCrop(SIDE), v2.Normalize(mean, std)])
+    for images in (noise(size), black_and_white(size)):
+        torch.testing.assert_close(preprocess(images), theirs(images), rtol=0, atol=1e-6)
+        resized = resized_by_pil(images, SIDE, Image.Resampling.BILINEAR)
+        torch.testing.assert_close(preprocess(images), by_pil(resized), rtol=0, atol=2e-4)
+
+
+def test_the_two_resizes_differ_unless_the_picture_has_the_size():
+    bilinear, bicubic = (
+        ClipPreprocess.from_processor(processor(CLIPImageProcessor), resize) for resize in ("bilinear", "bicubic")
+    )
+    assert (bilinear(noise((48, 48))) - bicubic(noise((48, 48)))).abs().max() > 10 * LEVEL
+    assert torch.equal(bilinear(noise((SIDE, SIDE))), bicubic(noise((SIDE, SIDE))))
+
+
+@pytest.mark.parametrize("resize", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(9, 12), (5, 4)])
-def test_gradients_are_right(size):
+def test_gradients_are_right(size, resize):
     """Down and up, against finite differences."""
-    preprocess = ClipPreprocess(6, 6, (0.4, 0.5, 0.6), (0.3, 0.2, 0.1))
+    preprocess = ClipPreprocess(6, 6, (0.4, 0.5, 0.6), (0.3, 0.2, 0.1), resize)
     images = 0.35 + 0.3 * noise(size).double()[:1]
     assert torch.autograd.gradcheck(preprocess, images.requires_grad_())
 

@@ -82,10 +82,21 @@ def test_the_readmes_own_reward_works(tmp_path, monkeypatch):
     mixture.to(torch.device("cpu"))
     pixels = torch.full((2, 3, 4, 4), 0.5, requires_grad=True)
     own = mixture.rewards["warmth"]
+    assert mixture.differentiable == ["warmth"]
     assert isinstance(own, Reward) and len(source.strip().splitlines()) <= 12
     own.score(pixels, ["a", "b"], [{}, {}]).sum().backward()
     assert pixels.grad is not None
     assert pixels.grad[:, 0].mean() > 0 > pixels.grad[:, 2].mean()
+
+
+def test_an_unknown_resize_in_a_config_is_refused():
+    text = """
+mixture:
+  rewards: [{class_path: rtdmd_lightning.rewards.pickscore.PickScoreReward, init_args: {resize: nearest}}]
+  weights: {pickscore: 1.0}
+"""
+    with pytest.raises(ArgumentError, match="resize"):
+        mixture_from(text)
 
 
 def test_a_misspelled_option_of_a_reward_is_refused():

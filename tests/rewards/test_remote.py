@@ -75,7 +75,8 @@ def test_the_same_scores_as_the_reward_itself(strict):
         scores = mixture.score(pixels, prompts, metadata)[own.name]
     assert scores.dtype == torch.float32 and scores.unique().numel() > 1
     torch.testing.assert_close(scores, own.score(pixels, prompts, metadata), rtol=0, atol=1e-6)
-    assert mixture.differentiable == []
+    with pytest.raises(UserError, match=r"model\.rewards\.back_propagated"):
+        RewardMixture(list(mixture.rewards.values()), {own.name: 1.0}, [own.name])
 
 
 def test_what_the_reward_sees_are_grey_levels(counting):
