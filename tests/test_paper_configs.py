@@ -158,6 +158,15 @@ def test_after_paper_yaml_no_option_differs(stage, model, monkeypatch):
 
 
 @pytest.mark.parametrize("model", MODELS)
+def test_the_rewards_and_what_is_back_propagated(model, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    one_process = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--data.prompts=shapes:train"]
+    rewards = fit.parse([f"--config=configs/rtdmd/{model}.yaml", *one_process]).model.rewards
+    assert set(rewards.differentiable) == set(PAPER["stage2_common"]["back_propagated"])
+    assert rewards.rewards["clipscore"].resize == "bilinear"
+
+
+@pytest.mark.parametrize("model", MODELS)
 def test_the_length_of_stage_1_and_the_gpus(model, monkeypatch):
     _, config = composed("cold_start", model, monkeypatch=monkeypatch)
     first, second = PAPER["stage1_common"], PAPER["stage2_common"]

@@ -100,7 +100,9 @@ def run(golden, cold_start, case, monkeypatch):
         golden.backbone(),
         batch_size=golden.told["batch_size"],
         guidance_scale=tuple(told["guidance_scale"]),
-        rewards=RewardMixture([Differentiable(golden.told["rewards"]["offset"]), Other()], weights),
+        rewards=RewardMixture(
+            [Differentiable(golden.told["rewards"]["offset"]), Other()], weights, back_propagated=["differentiable"]
+        ),
         cold_start=str(cold_start),
         images_per_prompt=golden.told["images_per_prompt"],
         micro_batches=golden.told["micro_batches"],
