@@ -19,7 +19,7 @@ ONLY_IN_TABLES = ("published",)  # options of an entry
 
 @dataclass(frozen=True)
 class ImageTask:
-    """One image: its prompt's metadata, its index in the prompt set (the noise is a function of it) and its file."""
+    """One image: its prompt's metadata, its index among the prompt set's images (the noise is a function of it) and its file."""
 
     index: int
     metadata: dict[str, Any]
