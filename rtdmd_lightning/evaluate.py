@@ -2,8 +2,8 @@
 
 Every entry (a base, adapters, a sampler) draws every prompt set from noise that belongs to seed and prompt; the set's rewards
 score the images. Into the output folder go `images/`, `results.json`, `results.md`, `report.html` and, of every set, a picture
-`side_by_side_SET.png`. Images that are there are not drawn again. `--entries.NAME.steps=8` and the like override the config;
-`--help` lists every option.
+`side_by_side_SET.png`. Images that are there are not drawn again. `--entries.NAME.steps=8` and the like override the config,
+`--resolution=512` the resolution of all entries; `--help` lists every option.
 """
 
 import gc
@@ -22,6 +22,7 @@ from rtdmd_lightning.data.prompts import load_prompts
 from rtdmd_lightning.errors import readable_errors
 from rtdmd_lightning.evaluation.plan import ImageTask, in_batches, plan_images, settings_digest
 from rtdmd_lightning.evaluation.predict import DrawImages, ScoreImages
+from rtdmd_lightning.evaluation.published import published_scores
 from rtdmd_lightning.evaluation.report import write_report
 from rtdmd_lightning.evaluation.results import Results, SetResult, write_results
 from rtdmd_lightning.evaluation.settings import Entry, Gallery, PromptSet, check_settings
@@ -58,28 +59,35 @@ class Evaluation:
 
 
 def parse(arguments: list[str]) -> tuple[Evaluation, Trainer, dict[str, Any]]:
-    """The evaluation and the trainer that a command line describes, and the entries as they stand in the config.
+    """The evaluation and the trainer that a command line describes, and the whole config with all defaults.
 
     An entry without a guidance scale has the one that it is drawn with.
     """
     parser = ArgumentParser(prog="python -m rtdmd_lightning.evaluate", description=__doc__, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file; several are merged, the last one wins")
+    parser.add_argument("--resolution", type=PositiveInt, help="pixels a side, in place of every backbone's own")
     parser.add_class_arguments(Evaluation)
     parser.add_class_arguments(Trainer, "trainer")
     parser.set_defaults({"trainer.use_distributed_sampler": False})
     config = parser.parse_args(expand_config_arguments(arguments))
+    if config.resolution is not None:
+        for entry in config.entries.values():
+            entry.backbone.init_args.resolution = config.resolution
     with refusals_of_libraries():
         made = parser.instantiate(config)
     evaluation = Evaluation(**{option.name: made[option.name] for option in fields(Evaluation)})
-    entries = config.clone().as_dict()["entries"]
+    whole = config.clone().as_dict()
     for name, entry in evaluation.entries.items():
-        entries[name]["guidance_scale"] = entry.model().guidance_scale
-    return evaluation, made.trainer, entries
+        whole["entries"][name]["guidance_scale"] = entry.model().guidance_scale
+    return evaluation, made.trainer, whole
 
 
 def plan(evaluation: Evaluation, entries: dict[str, Any]) -> Images:
     """Every image that the evaluation wants; `entries` are their settings as in the config."""
-    prompts = {name: load_prompts(prompt_set.prompts) for name, prompt_set in evaluation.sets.items()}
+    prompts = {
+        name: load_prompts(prompt_set.prompts) * prompt_set.images_per_prompt
+        for name, prompt_set in evaluation.sets.items()
+    }
     folder = evaluation.output / "images"
     return {name: plan_images(folder, name, settings_digest(entries[name]), prompts) for name in evaluation.entries}
 
@@ -108,28 +116,35 @@ def score(
     return {entry: [next(scores) for _ in of_entry] for entry, of_entry in tasks.items()}
 
 
-def collect(evaluation: Evaluation, name: str, images: Images, trainer: Trainer) -> SetResult:
-    """Score one prompt set with all its rewards."""
+def collect(evaluation: Evaluation, name: str, images: Images, trainer: Trainer, settings: dict[str, Any]) -> SetResult:
+    """Score one prompt set with all its rewards; `settings` are the whole config."""
     prompt_set = evaluation.sets[name]
     by_reward = {reward.name: score(evaluation, reward, name, images, trainer) for reward in prompt_set.rewards}
+    metadata = [task.metadata for task in next(iter(images.values()))[name]]
+    metadata = metadata[: len(metadata) // prompt_set.images_per_prompt]
+    published = {
+        entry: published_scores(settings["entries"][entry], name, len(metadata), by_reward.keys()) for entry in images
+    }
     return SetResult(
         source=prompt_set.prompts,
-        metadata=[task.metadata for task in next(iter(images.values()))[name]],
+        metadata=metadata,
         files={
             entry: [task.path.relative_to(evaluation.output) for task in of_set[name]]
             for entry, of_set in images.items()
         },
         scores={entry: {reward: scores[entry] for reward, scores in by_reward.items()} for entry in images},
+        reward_settings=dict(zip(by_reward, settings["sets"][name]["rewards"], strict=True)),
+        published={entry: scores for entry, scores in published.items() if scores},
     )
 
 
 def main(arguments: list[str]) -> Results:
     """Draw, score, write and print."""
-    evaluation, trainer, entries = parse(arguments)
-    images = plan(evaluation, entries)
+    evaluation, trainer, settings = parse(arguments)
+    images = plan(evaluation, settings["entries"])
     draw(evaluation, images, trainer)
-    sets = {name: collect(evaluation, name, images, trainer) for name in evaluation.sets}
-    results = Results(entries, evaluation.baseline, sets)
+    sets = {name: collect(evaluation, name, images, trainer, settings) for name in evaluation.sets}
+    results = Results(settings["entries"], evaluation.baseline, sets)
     if trainer.is_global_zero:
         markdown = to_markdown(results)
         write_results(results, evaluation.output / "results.json")

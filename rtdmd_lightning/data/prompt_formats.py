@@ -5,7 +5,6 @@ their format, naming the line, or the number of the entry.
 """
 
 import csv
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,22 +39,6 @@ def from_drawbench_csv(path: Path) -> list[dict]:
         except (csv.Error, UnicodeDecodeError) as error:
             raise UserError(f"{path} after line {rows.line_num} is not CSV in UTF-8: {error}") from error
     return entries
-
-
-def from_caption_json(path: Path) -> list[dict]:
-    """A list of objects with a `caption`."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} line {error.lineno} is not JSON: {error.msg}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error.reason}") from error
-    if not isinstance(found, list):
-        raise UserError(f"{path} must be a list of objects with a caption")
-    for number, entry in enumerate(found, start=1):
-        if not isinstance(entry, dict) or not isinstance(entry.get("caption"), str) or not entry["caption"].strip():
-            raise UserError(f"{path} entry {number} must be an object with a non-empty text under 'caption'")
-    return [{"prompt": _one_line(entry["caption"])} for entry in found]
 
 
 def _fit_for(path: Path, check: Callable[[dict], Any]) -> list[dict]:

@@ -21,20 +21,12 @@ from rich.table import Table
 from rtdmd_lightning.data import geneval_prompts
 from rtdmd_lightning.data.prompt_downloads import GitHubFile, HubFile, PublishedFile, obtain
 from rtdmd_lightning.data.prompt_files import read_prompt_file
-from rtdmd_lightning.data.prompt_formats import (
-    from_caption_json,
-    from_drawbench_csv,
-    from_geneval2_lines,
-    from_ocr_text,
-)
+from rtdmd_lightning.data.prompt_formats import from_drawbench_csv, from_geneval2_lines, from_ocr_text
 from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.files import appearing_at
 
 FLOW_GRPO = ("yifan123/flow_grpo", "879042cf5707f8b90daa98d147d7deac2317c5da")
-HPDV3_SUBJECTS = (
-    *("Animals", "Architecture", "Arts", "Characters", "Design", "Food"),
-    *("Natural Scenery", "Others", "Plants", "Products", "Science", "Transportation"),
-)
+RTDMD = ("Harahan/RTDMD", "bdfabaa97adaf883ee22178bd14ae2ac27938093")  # the authors' own
 
 
 @dataclass(frozen=True)
@@ -52,10 +44,10 @@ class Generated:
 
 @dataclass(frozen=True)
 class Downloaded:
-    """A set that is published: its files in the order of the prompts, and what reads them."""
+    """A set that is published: its file, and what reads that."""
 
     target: str
-    files: tuple[PublishedFile, ...]
+    file: PublishedFile
     read: Callable[[Path], list[dict]]
 
 
@@ -68,44 +60,43 @@ PROMPT_SETS: dict[str, Generated | Downloaded] = {
     "geneval_train": Generated("geneval_train.jsonl", geneval_prompts.training_prompts),
     "geneval2": Downloaded(
         "geneval2.jsonl",
-        (
-            GitHubFile(
-                "facebookresearch/GenEval2",
-                "geneval2_data.jsonl",
-                revision="a6e82d2289e8d418f27f0adee77908b07060eea3",
-                sha256="09233adbc9f877fba205f1a20efa4a8640e7e62a91dfd55893562bed8a928e43",
-            ),
+        GitHubFile(
+            "facebookresearch/GenEval2",
+            "geneval2_data.jsonl",
+            revision="a6e82d2289e8d418f27f0adee77908b07060eea3",
+            sha256="09233adbc9f877fba205f1a20efa4a8640e7e62a91dfd55893562bed8a928e43",
         ),
         from_geneval2_lines,
     ),
     "drawbench": Downloaded(
         "drawbench.txt",
-        (
-            HubFile(
-                "sayakpaul/drawbench",
-                "DrawBench Prompts - Sheet1.csv",
-                revision="ad794cba698c253ffdb6d18eff3fc87b004c1135",
-            ),
+        HubFile(
+            "sayakpaul/drawbench",
+            "DrawBench Prompts - Sheet1.csv",
+            revision="ad794cba698c253ffdb6d18eff3fc87b004c1135",
         ),
         from_drawbench_csv,
     ),
-    "hpdv3": Downloaded(
-        "hpdv3.txt",
-        tuple(HubFile("MizzenAI/HPDv3", f"benchmark/benchmark_{subject}.json") for subject in HPDV3_SUBJECTS),
-        from_caption_json,
+    "hpsv3": Downloaded(
+        "hpsv3.txt",
+        GitHubFile(
+            RTDMD[0],
+            "dataset/hpsv3/test.txt",
+            revision=RTDMD[1],
+            sha256="31592ea9af348610c0c840147bc5bc5eeac34d4dfd831c62a298c04e7ec4b65d",
+        ),
+        read_prompt_file,
     ),
     "ocr": Downloaded(
-        "ocr.txt", (GitHubFile(FLOW_GRPO[0], "dataset/ocr/test.txt", revision=FLOW_GRPO[1]),), from_ocr_text
+        "ocr.txt", GitHubFile(FLOW_GRPO[0], "dataset/ocr/test.txt", revision=FLOW_GRPO[1]), from_ocr_text
     ),
     "pickapic": Downloaded(
         "pickapic.txt",
-        (
-            GitHubFile(
-                FLOW_GRPO[0],
-                "dataset/pickscore/train.txt",
-                revision=FLOW_GRPO[1],
-                sha256="2f425adcbb9a6d0feee7c6c448e1cb83a1f71deca9434b803907e2578eca837f",
-            ),
+        GitHubFile(
+            FLOW_GRPO[0],
+            "dataset/pickscore/train.txt",
+            revision=FLOW_GRPO[1],
+            sha256="2f425adcbb9a6d0feee7c6c448e1cb83a1f71deca9434b803907e2578eca837f",
         ),
         read_prompt_file,
     ),
@@ -118,8 +109,7 @@ def make_prompt_set(name: str, folder: Path) -> int:
     if isinstance(prompt_set, Generated):
         entries = prompt_set.generate()
     else:
-        paths = [obtain(file, name, folder) for file in prompt_set.files]
-        entries = [entry for path in paths for entry in prompt_set.read(path)]
+        entries = prompt_set.read(obtain(prompt_set.file, name, folder))
     content = _written(entries, prompt_set.target)
     if isinstance(prompt_set, Generated) and prompt_set.sha256 not in (None, hashlib.sha256(content).hexdigest()):
         raise UserError(

@@ -14,11 +14,12 @@ from rtdmd_lightning.files import content_digest, digest, slug
 
 Tasks = TypeVar("Tasks", list, range)
 UNSEEN_IN_IMAGES = ("embedding_cache", "text_encoders")  # options of a backbone
+ONLY_IN_TABLES = ("published",)  # options of an entry
 
 
 @dataclass(frozen=True)
 class ImageTask:
-    """One image: its prompt's metadata, its index in the prompt set (the noise is a function of it) and its file."""
+    """One image: its prompt's metadata, its index among the prompt set's images (the noise is a function of it) and its file."""
 
     index: int
     metadata: dict[str, Any]
@@ -49,7 +50,7 @@ def in_batches(tasks: Tasks, batch_size: int) -> list[Tasks]:
 
 def settings_digest(settings: Mapping[str, Any]) -> str:
     """Digest of an entry as it stands in the config, with the contents of every file and folder that it names."""
-    settings = _without(settings, UNSEEN_IN_IMAGES)
+    settings = _without(settings, (*UNSEEN_IN_IMAGES, *ONLY_IN_TABLES))
     contents = {text: content_digest(Path(text)) for text in _texts(settings) if Path(text).exists()}
     return digest(json.dumps([settings, contents], sort_keys=True).encode())
 

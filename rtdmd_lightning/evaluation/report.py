@@ -90,6 +90,7 @@ def describe(settings: Mapping[str, Any]) -> str:
     """An entry's settings in a few words."""
     steps = settings["steps"]
     parts = [
+        f"{settings['backbone']['init_args']['resolution']} px",
         f"{steps} steps" if isinstance(steps, int) else f"timesteps {', '.join(map(str, steps))}",
         "no CFG" if settings["guidance_scale"] == 1 else f"CFG {settings['guidance_scale']:g}",
         f"η {settings['eta']:g}",

@@ -6,27 +6,46 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rtdmd_lightning.evaluation.statistics import per_prompt
 from rtdmd_lightning.files import write_text
 
 
 @dataclass(frozen=True)
 class SetResult:
-    """One prompt set: N prompts, their images of every entry and the scores of these.
+    """One prompt set: N prompts, K images of each by every entry, and the scores of these.
 
     source: what the prompts were loaded from.
     metadata: of the N prompts.
-    files: N image files by entry, relative to the folder of the evaluation.
-    scores: N scores by entry and reward.
+    files: N·K image files by entry, relative to the folder of the evaluation: the prompts' first images, then their second.
+    scores: N·K scores by entry and reward, likewise.
+    reward_settings: the rewards by name, as they stand in the config.
+    published: the published scores by entry and reward, of the entries and rewards that have some.
     """
 
     source: str
     metadata: list[dict[str, Any]]
     files: dict[str, list[Path]]
     scores: dict[str, dict[str, list[float]]]
+    reward_settings: dict[str, Mapping[str, Any]]
+    published: dict[str, dict[str, float]]
 
     @property
     def rewards(self) -> list[str]:
         return list(next(iter(self.scores.values())))
+
+    @property
+    def images_per_prompt(self) -> int:
+        return len(next(iter(self.files.values()))) // len(self.metadata)
+
+    @property
+    def size(self) -> str:
+        """For titles."""
+        each = f", {self.images_per_prompt} images each" if self.images_per_prompt > 1 else ""
+        return f"{len(self.metadata)} prompts{each}"
+
+    def prompt_scores(self, entry: str) -> dict[str, list[float]]:
+        """N scores by reward: the means over a prompt's images."""
+        return {reward: per_prompt(scores, len(self.metadata)) for reward, scores in self.scores[entry].items()}
 
     @property
     def tags(self) -> list[str] | None:
@@ -56,16 +75,27 @@ class Results:
 
 
 def write_results(results: Results, path: Path) -> None:
-    """`results.json`: the settings, and under each set a list with an object an image."""
+    """`results.json`: the settings, and under each set a list with an object an image.
+
+    The image r of prompt p, both counted from 0, has the index p + r·N.
+    """
     document = {
         "entries": results.entries,
         "baseline": results.baseline,
         "sets": {
-            name: {"source": result.source, "rewards": result.rewards, "images": _image_rows(result)}
+            name: {
+                "source": result.source,
+                "prompts": len(result.metadata),
+                "images_per_prompt": result.images_per_prompt,
+                "rewards": result.reward_settings,
+                "published": result.published,
+                "images": _image_rows(result),
+            }
             for name, result in results.sets.items()
         },
     }
-    write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n", path)
+    # `str` is for the paths among the rewards' options.
+    write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n", path)
 
 
 def _image_rows(result: SetResult) -> list[dict[str, Any]]:
@@ -79,5 +109,5 @@ def _image_rows(result: SetResult) -> list[dict[str, Any]]:
             "scores": {reward: scores[index] for reward, scores in result.scores[entry].items()},
         }
         for entry in result.scores
-        for index, metadata in enumerate(result.metadata)
+        for index, metadata in enumerate(result.metadata * result.images_per_prompt)
     ]

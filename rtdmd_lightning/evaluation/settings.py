@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from jsonargparse.typing import PositiveInt
 
 from rtdmd_lightning import adapters
-from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.errors import UserError, require
+from rtdmd_lightning.evaluation.published import KINDS
 from rtdmd_lightning.inference import METHOD_STEPS, InferenceModel
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.rewards.base import Reward
@@ -24,6 +25,8 @@ class Entry:
         3.5 for FLUX.1-dev, 1 for other models.
     eta: stochasticity of the CPS sampler; 0 is the Euler ODE step.
     seed: entries of the same seed draw a prompt from the same noise.
+    published: `teacher` or `RTDMD` where the paper has figures of that kind for this base: on the published prompt sets they
+        stand below this entry's own, see `evaluation/facts/published.json`.
     """
 
     backbone: Backbone
@@ -32,6 +35,7 @@ class Entry:
     guidance_scale: float | None = None
     eta: float = 0.9
     seed: int = 0
+    published: str | None = None
 
     def model(self) -> InferenceModel:
         """A model of its own, not loaded yet; it can be dropped with all its weights. Raises UserError for bad settings."""
@@ -44,15 +48,18 @@ class PromptSet:
 
     prompts: where they are, see `rtdmd_lightning.data.prompts.load_prompts`.
     rewards: what scores the images; their names must differ.
+    images_per_prompt: K images are those that a file with the N prompts K times over would have: the r-th image of prompt p has
+        the index p + r·N and its noise, and the first is the same whatever K is. Standard errors are over prompts.
     """
 
     prompts: str
     rewards: list[Reward]
+    images_per_prompt: PositiveInt = 1  # type: ignore[valid-type]
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """What of the images the report and the pictures show.
+    """What of the images the report and the pictures show: of every prompt that is shown, its first image.
 
     prompts: at most so many of every set, spread evenly over it.
     side: images that are larger, in pixels, are shown smaller (and as JPEG; smaller ones stay as they are).
@@ -75,6 +82,10 @@ def check_settings(entries: dict[str, Entry], sets: dict[str, PromptSet], baseli
         if not rewards or len(set(rewards)) != len(rewards):
             raise UserError(f"the rewards of the set {name!r} must be named and differ, not {rewards}")
     for name, entry in entries.items():
+        require(
+            entry.published in (None, *KINDS),
+            f"the entry {name!r}: published must be one of {_quoted(KINDS)}, not {entry.published!r}",
+        )
         try:
             entry.model()
             for adapter in entry.adapters:

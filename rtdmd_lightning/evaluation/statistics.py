@@ -27,13 +27,21 @@ class Difference:
     high: float
 
 
+def per_prompt(scores: Sequence[float], prompts: int) -> list[float]:
+    """Of K images each of N prompts, scored prompt by prompt and K times over, the N prompts' means.
+
+    The images of a prompt are no independent samples of the prompts: what is estimated below takes one number a prompt.
+    """
+    return np.reshape(scores, (-1, prompts)).mean(axis=0).tolist()
+
+
 def estimate(scores: Sequence[float]) -> Estimate:
     """Of N scores: their mean, and s / sqrt(N) with the unbiased s."""
     return Estimate(float(np.mean(scores)), float(stats.sem(scores)) if len(scores) > 1 else math.nan)
 
 
 def paired_difference(scores: Sequence[float], baseline: Sequence[float]) -> Difference:
-    """Mean of `scores - baseline`, image by image, and Student's 95% interval of it.
+    """Mean of `scores - baseline`, prompt by prompt, and Student's 95% interval of it.
 
     Pairing takes out what a prompt's difficulty and the noise do to both, most of the variance.
     """

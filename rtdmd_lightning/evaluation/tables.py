@@ -1,9 +1,11 @@
 """The tables of an evaluation, as data, and in Markdown."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+from rtdmd_lightning.evaluation.published import NOTE
 from rtdmd_lightning.evaluation.results import Results, SetResult
 from rtdmd_lightning.evaluation.statistics import CONFIDENCE, estimate, paired_difference, per_tag
 
@@ -17,31 +19,50 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Row:
+    """A row's name, its cells, and the entry that it is about (another name: what the paper says of it)."""
+
+    name: str
+    cells: list[Cell]
+    entry: str
+
+
+@dataclass(frozen=True)
 class Table:
-    """A title, the columns' names, and for each row's name its cells."""
+    """A title, the columns' names, the rows, and sentences to stand below."""
 
     title: str
     columns: list[str]
-    rows: dict[str, list[Cell]]
+    rows: list[Row]
+    notes: list[str] = field(default_factory=list)
 
 
 def score_table(results: Results, name: str) -> Table:
-    """Mean ± standard error: a row an entry, a column a reward."""
-    scores = results.sets[name].scores
-    rows = {entry: [_estimate_cell(values) for values in scores[entry].values()] for entry in results.entries}
-    return Table("mean ± standard error", results.sets[name].rewards, rows)
+    """Mean ± standard error: a row an entry, a column a reward. What is published of an entry stands below it."""
+    result = results.sets[name]
+    rows = []
+    for entry, settings in results.entries.items():
+        rows.append(Row(entry, [_estimate_cell(values) for values in result.prompt_scores(entry).values()], entry))
+        if entry in result.published:
+            rows.append(Row(f"{settings['published']} (paper)", _published_cells(result, entry), entry))
+    notes = [*_reward_note(result.reward_settings), *([NOTE] if result.published else [])]
+    return Table("mean ± standard error", result.rewards, rows, notes)
 
 
 def difference_table(results: Results, name: str) -> Table:
     """Paired differences to the baseline: a row for each other entry, a column a reward."""
-    scores = results.sets[name].scores
-    baseline = scores[results.baseline]
-    rows = {
-        entry: [_difference_cell(values, baseline[reward]) for reward, values in scores[entry].items()]
+    result = results.sets[name]
+    baseline = result.prompt_scores(results.baseline)
+    rows = [
+        Row(
+            entry,
+            [_difference_cell(values, baseline[reward]) for reward, values in result.prompt_scores(entry).items()],
+            entry,
+        )
         for entry in results.challengers
-    }
+    ]
     title = f"paired difference to “{results.baseline}” [{CONFIDENCE:.0%} confidence interval]"
-    return Table(title, results.sets[name].rewards, rows)
+    return Table(title, result.rewards, rows)
 
 
 def tag_tables(results: Results, name: str) -> list[Table]:
@@ -59,22 +80,37 @@ def to_markdown(results: Results) -> str:
     """All sets with all their tables; differences whose interval excludes zero are bold."""
     parts = []
     for name, result in results.sets.items():
-        parts.append(f"## {name}: {len(result.metadata)} prompts ({result.source})\n")
+        parts.append(f"## {name}: {result.size} ({result.source})\n")
         tables = comparison_tables(results, name) + tag_tables(results, name)
         parts += [_table_to_markdown(table) for table in tables]
     return "\n".join(parts)
 
 
 def _tag_table(result: SetResult, reward: str, tags: list[str]) -> Table:
-    means = {entry: per_tag(scores[reward], tags) for entry, scores in result.scores.items()}
+    means = {entry: per_tag(result.prompt_scores(entry)[reward], tags) for entry in result.scores}
     columns = list(next(iter(means.values())))
-    rows = {entry: [Cell(f"{value:.4f}") for value in by_tag.values()] for entry, by_tag in means.items()}
+    rows = [Row(entry, [Cell(f"{value:.4f}") for value in of_tags.values()], entry) for entry, of_tags in means.items()]
     return Table(f"{reward} by tag", columns, rows)
 
 
 def _estimate_cell(scores: list[float]) -> Cell:
     found = estimate(scores)
     return Cell(f"{found.mean:.4f}" if math.isnan(found.error) else f"{found.mean:.4f} ± {found.error:.4f}")
+
+
+def _published_cells(result: SetResult, entry: str) -> list[Cell]:
+    """Without standard errors, which are not published; empty where a reward has no figure."""
+    published = result.published[entry]
+    return [Cell(f"{published[reward]:.4f}" if reward in published else "") for reward in result.rewards]
+
+
+def _reward_note(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The options that the rewards were made with, but for those that are null; no sentence where there are none."""
+    parts = []
+    for reward, made_of in settings.items():
+        options = [f"{key}={value}" for key, value in made_of.get("init_args", {}).items() if value is not None]
+        parts += [f"{reward} ({', '.join(options)})"] if options else []
+    return [f"scored with {', '.join(parts)}"] if parts else []
 
 
 def _difference_cell(scores: list[float], baseline: list[float]) -> Cell:
@@ -87,12 +123,12 @@ def _difference_cell(scores: list[float], baseline: list[float]) -> Cell:
 
 def _table_to_markdown(table: Table) -> str:
     rows = [
-        [_escape(name), *(f"**{cell.text}**" if cell.verdict else cell.text for cell in cells)]
-        for name, cells in table.rows.items()
+        [_escape(row.name), *(f"**{cell.text}**" if cell.verdict else cell.text for cell in row.cells)]
+        for row in table.rows
     ]
     head = [["", *map(_escape, table.columns)], ["---", *("---:" for _ in table.columns)]]
     lines = ["| " + " | ".join(row) + " |" for row in head + rows]
-    return f"{table.title}\n\n" + "\n".join(lines) + "\n"
+    return "\n\n".join([table.title, "\n".join(lines), *table.notes]) + "\n"
 
 
 def _escape(text: str) -> str:

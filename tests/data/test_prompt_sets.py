@@ -13,7 +13,7 @@ import pytest
 
 from rtdmd_lightning.configuration import compose
 from rtdmd_lightning.data import prompt_downloads, prompt_sets
-from rtdmd_lightning.data.prompt_sets import HPDV3_SUBJECTS, PROMPT_SETS, Downloaded, make_prompt_set
+from rtdmd_lightning.data.prompt_sets import PROMPT_SETS, Downloaded, make_prompt_set
 from rtdmd_lightning.data.prompts import load_prompts
 from rtdmd_lightning.errors import UserError, readable_errors
 from tests.tiny import REPOSITORY
@@ -103,14 +103,6 @@ def test_a_table_from_the_hub(homes, folder):
     assert (folder / "downloads" / "drawbench" / "DrawBench Prompts - Sheet1.csv").read_bytes() == CSV
 
 
-def test_twelve_files_from_the_hub_in_their_order(homes, folder):
-    for subject in HPDV3_SUBJECTS:
-        content = json.dumps([{"caption": f"{subject} 1"}, {"caption": f"{subject}\n 2"}])
-        homes.files[f"/datasets/MizzenAI/HPDv3/resolve/main/benchmark/benchmark_{subject}.json"] = content.encode()
-    assert make_prompt_set("hpdv3", folder) == 24
-    assert prompts_of(folder / "hpdv3.txt") == [f"{subject} {n}" for subject in HPDV3_SUBJECTS for n in (1, 2)]
-
-
 def test_what_is_on_disk_is_not_asked_for_again(homes, folder):
     homes.files[OCR] = b'a sign "A"\na card "B"\n'
     make_prompt_set("ocr", folder)
@@ -148,7 +140,7 @@ def test_geneval2_keeps_its_questions(homes, folder, monkeypatch):
     without = GENEVAL2.replace("GenEval2/", "Copy/")
     homes.files[without] = json.dumps(QUESTIONS).encode() + b"\n"
     file = prompt_downloads.GitHubFile("facebookresearch/Copy", "geneval2_data.jsonl", without.split("/")[3])
-    copy = Downloaded("geneval2.jsonl", (file,), prompt_sets.from_geneval2_lines)
+    copy = Downloaded("geneval2.jsonl", file, prompt_sets.from_geneval2_lines)
     monkeypatch.setitem(PROMPT_SETS, "geneval2", copy)
     make_prompt_set("geneval2", folder)
     assert load_prompts(str(folder / "geneval2.jsonl")) == [QUESTIONS]
@@ -162,17 +154,13 @@ def test_geneval2_keeps_its_questions(homes, folder, monkeypatch):
         ("drawbench", b"prompt\na\n", "line 2 has nothing in the column Prompts"),
         ("drawbench", b'Prompts\na\n"b\n', "after line 2 is not CSV"),
         ("drawbench", b"Prompts\n\xff\n", "is not CSV in UTF-8"),
-        ("hpdv3", b'[{"caption": "a"},\n{"caption": "b"\n]', "line 3 is not JSON"),
-        ("hpdv3", b'[{"caption": "a"}, {"text": "b"}]', "entry 2 must be an object .* 'caption'"),
-        ("hpdv3", b'{"caption": "a"}', "must be a list"),
     ],
 )
 def test_what_is_malformed_is_told_with_its_number(folder, name, content, told):
     """From files that were put there by hand."""
-    for file in PROMPT_SETS[name].files:
-        kept = folder / "downloads" / name / file.name
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_bytes(content)
+    kept = folder / "downloads" / name / PROMPT_SETS[name].file.name
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(content)
     with pytest.raises(UserError, match=told):
         make_prompt_set(name, folder)
     assert not list(folder.glob("*.txt"))
@@ -187,7 +175,7 @@ def test_geneval2_without_questions_is_told_with_its_number(tmp_path):
 
 @pytest.mark.parametrize("name", [name for name, made in PROMPT_SETS.items() if isinstance(made, Downloaded)])
 def test_without_a_network_the_file_to_put_where_is_told(name, folder):
-    file = PROMPT_SETS[name].files[0]
+    file = PROMPT_SETS[name].file
     with pytest.raises(UserError) as told:
         make_prompt_set(name, folder)
     assert f"put it at {folder / 'downloads' / name / file.name} and run this again" in str(told.value)

@@ -18,6 +18,7 @@ import yaml
 from rtdmd_lightning import evaluate
 from rtdmd_lightning.configuration import compose
 from rtdmd_lightning.errors import readable_errors
+from rtdmd_lightning.evaluation import published
 from rtdmd_lightning.evaluation.images import read_image
 from rtdmd_lightning.evaluation.settings import Entry, PromptSet
 from rtdmd_lightning.inference import InferenceModel
@@ -26,6 +27,8 @@ from rtdmd_lightning.rewards.base import Reward
 from tests.tiny import REPOSITORY, tiny_backbone
 
 SHIPPED = [path for path in sorted((REPOSITORY / "configs/evaluate").glob("*.yaml")) if path.name != "defaults.yaml"]
+REAL = [path for path in SHIPPED if path.name != "tiny_sd3.yaml"]
+ON_A_CPU = ["--trainer.accelerator=cpu", "--trainer.devices=1"]
 PICTURES = {"side_by_side_shapes.png", "side_by_side_own.png"}
 FILES = {"images", "results.json", "results.md", "report.html", *PICTURES}
 
@@ -192,6 +195,49 @@ def test_what_changed_is_drawn_anew_and_the_rest_kept(config, again, tmp_path, d
     assert len(images(again)) == 18 + 11
 
 
+def test_several_images_of_a_prompt_are_those_of_a_file_that_repeats_its_prompts(
+    config, straight, again, tmp_path, drawn
+):
+    """The first ones are there already. Nothing is drawn for the file: its images have the same names."""
+    several = run(config, again, "--sets.own.images_per_prompt=3")["sets"]["own"]
+    assert sum(drawn) == 2 * 2 * 3
+    assert (several["prompts"], several["images_per_prompt"]) == (3, 3)
+    of_student = [row for row in several["images"] if row["entry"] == "a student"]
+    assert [row["index"] for row in of_student] == list(range(9))
+    assert [row["prompt"] for row in of_student] == ["a circle", "a square", "a cross"] * 3
+    once = [row for row in straight[1]["sets"]["own"]["images"] if row["entry"] == "a student"]
+    assert of_student[:3] == once
+    assert "own: 3 prompts, 3 images each" in (again / "results.md").read_text()
+
+    (tmp_path / "thrice.txt").write_text("a circle\na square\na cross\n" * 3)
+    drawn.clear()
+    thrice = run(config, again, f"--sets.own.prompts={tmp_path / 'thrice.txt'}")["sets"]["own"]
+    assert drawn == [] and thrice["images"] == several["images"] and thrice["prompts"] == 9
+
+
+def test_results_say_what_the_rewards_were_made_with(straight):
+    """Defaults too."""
+    shapes = {"class_path": "rtdmd_lightning.rewards.shapes.ShapesReward", "init_args": {"strict": False}}
+    found = straight[1]["sets"]["shapes"]["rewards"]
+    assert list(found) == ["shapes", "redness"] and found["shapes"] == shapes
+    assert found["redness"]["class_path"].endswith("test_evaluate.RednessReward")
+    assert "scored with shapes (strict=False)" in (straight[0] / "results.md").read_text()
+
+
+def test_published_figures_are_shown_for_the_published_model_and_draw_nothing_anew(config, again, drawn, monkeypatch):
+    """Where the published model and set are these: a row under the entry that says that it is of the kind, nowhere else."""
+    base = yaml.safe_load(config.read_text())["entries"]["teacher"]["backbone"]["init_args"]["pretrained"]
+    monkeypatch.setattr(
+        published, "ROWS", [published.PublishedRow(base, "RTDMD", 4, "own", {"redness": 7.5, "x": 1.0})]
+    )
+    monkeypatch.setitem(published.FACTS["prompts"], "own", 3)
+    found = run(config, again, "--entries.a student.published=RTDMD")["sets"]
+    assert drawn == []
+    assert (found["own"]["published"], found["shapes"]["published"]) == ({"a student": {"redness": 7.5}}, {})
+    text = (again / "results.md").read_text()
+    assert text.count("| RTDMD (paper) | 7.5000 |\n") == 1 and text.count("paper: arXiv 2605.26108") == 1
+
+
 def test_a_killed_run_goes_on(config, straight, tmp_path, monkeypatch):
     """Killed while drawing the second batch: what was drawn stays, and no half image."""
     generate, calls = InferenceModel.generate, []
@@ -266,6 +312,9 @@ def refused(capsys, config: Path, *arguments: str) -> str:
         ("--sets.own.prompts=/nowhere.txt", "/nowhere.txt"),
         ("--sets.own.rewards=[]", "the rewards of the set 'own'"),
         ("--trainer.no_such_key=1", "no_such_key"),
+        ("--sets.own.images_per_prompt=0", "images_per_prompt"),
+        ("--resolution=0", "resolution"),
+        ("--entries.teacher.published=baseline", "the entry 'teacher': published must be one of 'RTDMD', 'teacher'"),
         ("--gallery.no_such_key=1", "no_such_key"),
         ("--gallery.side_by_side=0", "side_by_side"),
         ("--config=/nowhere.yaml", "/nowhere.yaml"),
@@ -293,7 +342,39 @@ def test_every_shipped_config_parses_and_builds(path, monkeypatch):
     """Apart from files that are the user's to fetch or train."""
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr(evaluate, "check_settings", lambda *_: None)
-    built, _, entries = evaluate.parse([f"--config={path}", "--trainer.accelerator=cpu", "--trainer.devices=1"])
-    assert built.baseline in entries and list(entries) == list(compose(path)["entries"])
+    built, _, settings = evaluate.parse([f"--config={path}", *ON_A_CPU])
+    assert built.baseline in built.entries
+    assert list(built.entries) == list(settings["entries"]) == list(compose(path)["entries"])
     assert all(isinstance(entry, Entry) and entry.model() for entry in built.entries.values())
     assert all(isinstance(prompt_set, PromptSet) for prompt_set in built.sets.values())
+
+
+@pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem)
+def test_real_models_are_evaluated_as_the_authors_do(path, monkeypatch):
+    """METHOD section 5.1: 1024 pixels, seed 42, their number of images; students in METHOD's steps without guidance."""
+    monkeypatch.setattr(evaluate, "check_settings", lambda *_: None)
+    built, _, _ = evaluate.parse([f"--config={path}", *ON_A_CPU])
+    assert [(entry.backbone.resolution, entry.seed) for entry in built.entries.values()] == [(1024, 42)] * 4
+    students = [entry for entry in built.entries.values() if entry.adapters]
+    assert [len(student.adapters) for student in students] == [1, 2]
+    for student in students:
+        assert (student.steps, student.eta, student.model().guidance_scale) == ([1000, 750, 500, 250], 0.9, 1.0)
+    images = {"DrawBench": 5, "HPSv3": 1, "GenEval": 4, "GenEval2": 1, "OCR": 1}
+    assert {name: prompt_set.images_per_prompt for name, prompt_set in built.sets.items()} == images
+
+
+def test_flux_students_draw_without_the_teachers_guidance_input():
+    """METHOD section 0.1: 3.5 is the teacher's alone."""
+    entries = compose(REPOSITORY / "configs/evaluate/flux1_dev.yaml")["entries"]
+    assert not any("guidance" in entry["backbone"]["init_args"] for entry in entries.values())
+    scales = {name: entry.get("guidance_scale", 1.0) for name, entry in entries.items()}
+    assert scales == {"teacher": 3.5, "teacher in 4 steps": 3.5, "cold start": 1.0, "RTDMD": 1.0}
+
+
+@pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem)
+def test_one_option_changes_the_resolution_of_all_entries(path, monkeypatch):
+    """Of the models that are made, and of the settings, which the images' names and results.json are made of."""
+    monkeypatch.setattr(evaluate, "check_settings", lambda *_: None)
+    built, _, settings = evaluate.parse([f"--config={path}", "--resolution=512", *ON_A_CPU])
+    assert {entry.backbone.resolution for entry in built.entries.values()} == {512}
+    assert {entry["backbone"]["init_args"]["resolution"] for entry in settings["entries"].values()} == {512}

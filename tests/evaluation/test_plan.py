@@ -48,6 +48,10 @@ def test_where_embeddings_are_kept_is_no_matter(settings, tmp_path):
     assert settings_digest(settings) == before
 
 
+def test_what_only_the_tables_show_is_no_matter(settings):
+    assert settings_digest(settings | {"published": "RTDMD"}) == settings_digest(settings)
+
+
 @pytest.mark.parametrize(("name", "at"), [("adapter.pt", 500), ("base/transformer/weights.bin", 299_999)])
 def test_other_weights_under_the_same_name_have_another(settings, tmp_path, name, at):
     """Retrained: the size is the same, the bytes are not."""

@@ -8,7 +8,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from rtdmd_lightning.evaluation.report import BINS, histogram, write_report
 from rtdmd_lightning.evaluation.settings import Gallery
-from tests.evaluation.scores import PROMPTS, draw_files, hand_made
+from tests.evaluation.scores import PROMPTS, REWARD_SETTINGS, SCORES, draw_files, hand_made
 
 MINUS = "\N{MINUS SIGN}"
 CHROMIUM = shutil.which("chromium")
@@ -145,6 +145,35 @@ def test_a_large_set_shows_some_spread_evenly(tmp_path):
     text = write_report(hand_made(tags=False), tmp_path, Gallery(prompts=2)).read_text()
     assert re.findall(r'class="index">(\d+)<', text) == ["0", "3"] and "2 of 4 prompts" in text
     assert 'name="tag"' not in text  # no tags, no filter
+
+
+def test_of_several_images_of_a_prompt_the_first_is_shown_with_its_scores(tmp_path):
+    """The second images have other scores: the tables have the means of both."""
+    several = {
+        entry: {reward: [*of_one, *(score + 1 for score in of_one)] for reward, of_one in scores.items()}
+        for entry, scores in SCORES.items()
+    }
+    one, two = hand_made(), hand_made(scores=several)
+    pages = {}
+    for name, results in {"one": one, "two": two}.items():
+        draw_files(results, tmp_path / name)
+        pages[name] = write_report(results, tmp_path / name, Gallery()).read_text()
+    assert "4 prompts, 2 images each" in pages["two"] and "the first of its 2 images" in pages["two"]
+    gallery = [re.findall(r'(?:data-scores|src)="[^"]*"', page) for page in pages.values()]
+    assert gallery[0] == gallery[1] and len(gallery[0]) == 4 + 12
+    assert "0.7825 ± 0.0829" in pages["two"]
+
+
+def test_the_table_shows_what_is_published_and_how_rewards_were_made(tmp_path):
+    rewards = REWARD_SETTINGS | {"clip": {"class_path": "x.Clip", "init_args": {"resize": "bicubic"}}}
+    results = hand_made(rewards=rewards, published={"<RTDMD>": {"clip": 0.3161}})
+    draw_files(results, tmp_path)
+    text = write_report(results, tmp_path, Gallery()).read_text()
+    row = re.search(r'<th scope="row"><span class="entry c2">RTDMD \(paper\)</span></th>(.*?)</tr>', text, re.DOTALL)
+    assert re.findall(r"<td[^>]*>(.*?)</td>", row[1]) == ["", "0.3161"]
+    assert text.count("(paper)") == 1 and text.count("paper: arXiv 2605.26108") == 1
+    assert text.count("scored with clip (resize=bicubic)") == 1
+    assert "512 px, 4 steps, no CFG" in text
 
 
 def test_histograms_share_an_axis_and_count_every_score():

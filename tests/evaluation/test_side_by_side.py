@@ -35,6 +35,14 @@ def test_a_row_for_every_entry_and_a_column_for_every_prompt(tmp_path, side):
         assert places[0, i][1] == pytest.approx(places[2, i][1], abs=1)
 
 
+def test_of_several_images_of_a_prompt_the_first_is_shown(tmp_path):
+    several = {entry: {reward: of_one * 2 for reward, of_one in scores.items()} for entry, scores in SCORES.items()}
+    for name, results in {"one": hand_made(), "several": hand_made(scores=several)}.items():
+        draw_files(results, tmp_path / name)
+        write_side_by_side(results.sets["held-out"], tmp_path / name, Gallery(), tmp_path / f"{name}.png")
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "several.png").read_bytes()
+
+
 def test_names_and_prompts_are_written_as_they_are(tmp_path):
     """Also those that matplotlib would read as formulas; of a long one its beginning."""
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rtdmd_lightning.evaluation.statistics import estimate, paired_difference, per_tag
+from rtdmd_lightning.evaluation.statistics import estimate, paired_difference, per_prompt, per_tag
 
 
 def test_mean_and_standard_error_by_hand():
@@ -58,6 +58,24 @@ def test_one_image_has_a_mean_and_no_error():
     assert estimate([2.0]).mean == 2 and math.isnan(estimate([2.0]).error)
     found = paired_difference([3.0], [1.0])
     assert found.mean == 2 and math.isnan(found.low) and math.isnan(found.high)
+
+
+def test_the_images_of_a_prompt_are_averaged_first():
+    """Prompt by prompt, three times over: 1, 2, 3 of the first prompt and 0, 4, 8 of the second."""
+    assert per_prompt([1.0, 0.0, 2.0, 4.0, 3.0, 8.0], prompts=2) == [2.0, 4.0]
+    assert per_prompt([0.1, 0.2, 0.3], prompts=3) == [0.1, 0.2, 0.3]
+
+
+def test_the_error_over_prompts_covers_the_truth_and_that_over_images_would_not():
+    """Prompts differ more than the images of one do: an error from the images alone would be far too small."""
+    rng = np.random.default_rng(0)
+    covered, covered_by_images = 0, 0
+    for _ in range(500):
+        scores = (rng.normal(size=30) + 0.3 * rng.normal(size=(5, 30))).reshape(-1).tolist()
+        found, naive = estimate(per_prompt(scores, prompts=30)), estimate(scores)
+        covered += abs(found.mean) < 1.96 * found.error
+        covered_by_images += abs(naive.mean) < 1.96 * naive.error
+    assert covered / 500 > 0.91 and covered_by_images / 500 < 0.7
 
 
 def test_overall_is_the_mean_over_tags_not_over_images():
