@@ -32,9 +32,10 @@ demo: install ## Both stages on the embedded teacher in minutes: table, picture,
 
 test: install lint typecheck unit ## Lint, type-check and run all tests
 
-lint: install ## ruff: rules and formatting
+lint: install ## ruff: rules and formatting; import-linter: imports go down (.importlinter is the map)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports --no-logo
 
 format: install ## Rewrite the code in ruff's format
 	$(VENV)/bin/ruff check --fix .
@@ -47,7 +48,7 @@ unit: install ## pytest alone
 	$(PY) -m pytest -q
 
 teacher: install ## Train the embedded teacher again (about an hour on two cores) into checkpoints/tiny-sd3
-	$(PY) -m rtdmd_lightning.shapes.pretrain --compile true
+	$(PY) -m rtdmd_lightning.pretrain_teacher --compile true
 
 cold-start: install ## The full stage 1 on the embedded world
 	$(PY) -m rtdmd_lightning.fit --config configs/cold_start/tiny_sd3.yaml
@@ -56,25 +57,25 @@ rtdmd: install ## The full stage 2 on the embedded world, from checkpoints/tiny-
 	$(PY) -m rtdmd_lightning.fit --config configs/rtdmd/tiny_sd3.yaml
 
 compare-cold-start: install ## AC-DMD against DMD2 and its other variants (resumable; half an hour): table and curves in notebooks/results
-	$(PY) -m rtdmd_lightning.compare --study configs/compare/cold_start.yaml
+	$(PY) -m rtdmd_lightning.study --study configs/compare/cold_start.yaml
 
 ablations: install ## RTDMD against itself with one part taken out (resumable; 45 minutes): the same of stage 2
-	$(PY) -m rtdmd_lightning.compare --study configs/compare/ablations.yaml
+	$(PY) -m rtdmd_lightning.study --study configs/compare/ablations.yaml
 
 bench: install ## Seconds per update and peak memory of the cold start
-	$(PY) -m rtdmd_lightning.benchmarks
+	$(PY) -m rtdmd_lightning.bench
 
 eval: install ## Teacher and students on held-out prompts: table, picture, report.html
 	$(PY) -m rtdmd_lightning.evaluate --config configs/evaluate/tiny_sd3.yaml
 
 tiny-clip: install ## Train the embedded world's CLIP again into checkpoints/tiny-clip
-	$(PY) -m rtdmd_lightning.shapes.clip
+	$(PY) -m rtdmd_lightning.pretrain_clip
 
 prompts: install ## Make or fetch the prompt sets that the configs name, into prompts/
-	$(PY) -m rtdmd_lightning.data.prompts
+	$(PY) -m rtdmd_lightning.prompts
 
 doctor: install ## Which rewards work here, and what the others want
-	$(PY) -m rtdmd_lightning.rewards.doctor
+	$(PY) -m rtdmd_lightning.doctor
 
 plan: install ## Memory that a run will need, without weights or GPU: make plan CONFIG=configs/rtdmd/sd35m.yaml
 	$(PY) -m rtdmd_lightning.plan --config $(CONFIG)

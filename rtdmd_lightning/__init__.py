@@ -6,7 +6,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rtdmd_lightning.scheduler import CPSScheduler
+    from rtdmd_lightning.sampling.scheduler import CPSScheduler
 
 __all__ = ["CPSScheduler"]
 
@@ -14,7 +14,7 @@ __all__ = ["CPSScheduler"]
 def __getattr__(name: str) -> Any:
     """Imported at its first use: diffusers takes seconds, and whoever wants any module here imports the package first."""
     if name == "CPSScheduler":
-        from rtdmd_lightning.scheduler import CPSScheduler
+        from rtdmd_lightning.sampling.scheduler import CPSScheduler
 
         return CPSScheduler
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,13 +18,13 @@ from typing import Literal
 import torch
 from jsonargparse import ArgumentParser
 
-from rtdmd_lightning import adapters as lora
-from rtdmd_lightning.adapters import writing
-from rtdmd_lightning.adapters.inspection import report
-from rtdmd_lightning.adapters.reading import EMA, read_all
-from rtdmd_lightning.command_line import run_command, wide_console
-from rtdmd_lightning.errors import UserError, readable_errors
+from rtdmd_lightning import roles as lora
 from rtdmd_lightning.models.families import family_of, load_transformer, skeleton
+from rtdmd_lightning.roles import writing
+from rtdmd_lightning.roles.inspection import report
+from rtdmd_lightning.roles.reading import EMA, read_all
+from rtdmd_lightning.utils.command_line import run_command, wide_console
+from rtdmd_lightning.utils.errors import UserError, readable_errors
 
 
 def convert(

@@ -14,19 +14,19 @@ from rich.table import Table
 from torch import Tensor
 
 from rtdmd_lightning import fit
-from rtdmd_lightning.checkpointing import CHECKPOINTS, LAST
-from rtdmd_lightning.command_line import run_command, wide_console
-from rtdmd_lightning.configuration import compose
 from rtdmd_lightning.data.prompts import load_prompts, spread
-from rtdmd_lightning.errors import readable_errors
 from rtdmd_lightning.evaluation.side_by_side import save_side_by_side
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.modules.core import DistillationModule
+from rtdmd_lightning.modules.preflight import check_unused
 from rtdmd_lightning.modules.roles import TEACHER
 from rtdmd_lightning.rewards.pixels import to_pil
 from rtdmd_lightning.shapes.scoring import draw_in_batches, strict_scores, teacher_images
-from rtdmd_lightning.starting import check_unused
-from rtdmd_lightning.study import write_json
+from rtdmd_lightning.studies.study import write_json
+from rtdmd_lightning.utils.checkpointing import CHECKPOINTS, LAST
+from rtdmd_lightning.utils.command_line import run_command, wide_console
+from rtdmd_lightning.utils.configuration import compose
+from rtdmd_lightning.utils.errors import readable_errors
 
 SEED = 0
 

@@ -16,11 +16,7 @@ from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 from lightning import Trainer
 
-from rtdmd_lightning.accelerator import closing_process_group
-from rtdmd_lightning.configuration import expand_config_arguments, refusals_of_libraries
 from rtdmd_lightning.data.prompts import load_prompts
-from rtdmd_lightning.errors import readable_errors
-from rtdmd_lightning.evaluation.plan import ImageTask, in_batches, plan_images, settings_digest
 from rtdmd_lightning.evaluation.predict import DrawImages, ScoreImages
 from rtdmd_lightning.evaluation.published import published_scores
 from rtdmd_lightning.evaluation.report import write_report
@@ -28,8 +24,12 @@ from rtdmd_lightning.evaluation.results import Results, SetResult, write_results
 from rtdmd_lightning.evaluation.settings import Entry, Gallery, PromptSet, check_settings
 from rtdmd_lightning.evaluation.side_by_side import write_side_by_side
 from rtdmd_lightning.evaluation.tables import to_markdown
-from rtdmd_lightning.files import slug, write_text
+from rtdmd_lightning.evaluation.tasks import ImageTask, in_batches, plan_images, settings_digest
 from rtdmd_lightning.rewards.base import Reward
+from rtdmd_lightning.utils.configuration import expand_config_arguments, refusals_of_libraries
+from rtdmd_lightning.utils.errors import readable_errors
+from rtdmd_lightning.utils.files import slug, write_text
+from rtdmd_lightning.utils.processes import closing_process_group
 
 Images = dict[str, dict[str, list[ImageTask]]]
 """By entry and prompt set."""

@@ -15,12 +15,12 @@ from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from rtdmd_lightning.accelerator import closing_process_group
-from rtdmd_lightning.configuration import expand_config_arguments, refusals_of_libraries
 from rtdmd_lightning.data import RolloutDataModule
-from rtdmd_lightning.errors import UserError, readable_errors
 from rtdmd_lightning.modules.core import DistillationModule
-from rtdmd_lightning.starting import check_start
+from rtdmd_lightning.modules.preflight import check_start
+from rtdmd_lightning.utils.configuration import expand_config_arguments, refusals_of_libraries
+from rtdmd_lightning.utils.errors import UserError, readable_errors
+from rtdmd_lightning.utils.processes import closing_process_group
 
 # What libraries warn of and this project does on purpose; the first of these prints a page of code to copy.
 MEANT_SO = (

@@ -19,13 +19,13 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from jsonargparse import ArgumentParser
 
-from rtdmd_lightning import adapters as lora
-from rtdmd_lightning.adapters import Adapter, writing
+from rtdmd_lightning import roles as lora
 from rtdmd_lightning.convert import convert
-from rtdmd_lightning.errors import UserError, readable_errors
-from rtdmd_lightning.model_card import Result, model_card
 from rtdmd_lightning.models.families import family_of
 from rtdmd_lightning.models.folder import read_config
+from rtdmd_lightning.publishing.model_card import Result, model_card
+from rtdmd_lightning.roles import Adapter, writing
+from rtdmd_lightning.utils.errors import UserError, readable_errors
 
 RESULT = "result.json"
 FETCHED = ["*/generator_ema.pt", "pytorch_lora_weights.safetensors", RESULT, "recipe.yaml", "README.md"]

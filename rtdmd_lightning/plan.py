@@ -15,12 +15,12 @@ from itertools import pairwise
 from pathlib import Path
 
 from rtdmd_lightning import fit
-from rtdmd_lightning.command_line import wide_console
 from rtdmd_lightning.data.stream import samples_per_process
-from rtdmd_lightning.errors import readable_errors
 from rtdmd_lightning.planning import tables
 from rtdmd_lightning.planning.estimate import four_copies, one_base, sharded
 from rtdmd_lightning.planning.trace import trace
+from rtdmd_lightning.utils.command_line import wide_console
+from rtdmd_lightning.utils.errors import readable_errors
 
 MARKDOWN = "--markdown"
 # A plan needs no prompts, and no GPUs: as many processes of a CPU are described, none is started.

@@ -15,16 +15,16 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
-from rtdmd_lightning.accelerator import process_device, processes
 from rtdmd_lightning.data.prompts import load_prompts
-from rtdmd_lightning.errors import UserError, readable_errors
 from rtdmd_lightning.evaluation.images import write_image
-from rtdmd_lightning.evaluation.plan import in_batches
-from rtdmd_lightning.files import write_text
-from rtdmd_lightning.inference import InferenceModel, even_steps
+from rtdmd_lightning.evaluation.tasks import in_batches
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.models.families import open_backbone
 from rtdmd_lightning.models.pipeline import PipelineBackbone
+from rtdmd_lightning.roles.inference import InferenceModel, even_steps
+from rtdmd_lightning.utils.errors import UserError, readable_errors
+from rtdmd_lightning.utils.files import write_text
+from rtdmd_lightning.utils.processes import process_device, processes
 
 RECORD = "sample.json"
 

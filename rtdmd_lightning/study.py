@@ -1,167 +1,76 @@
-"""A study: variants of a run, each with several seeds, and what a run of them leaves behind (`compare.py` trains them)."""
+"""Compare variants of a run: `python -m rtdmd_lightning.study --study configs/compare/cold_start.yaml`.
 
-import json
-import shutil
-import subprocess
+A study is a table of variants, each trained with several seeds at a small budget, each run in a process of its own, and as many
+at a time as the study says. Interrupted, the same command goes on: finished runs are kept, an interrupted one continues from
+its last checkpoint. At the end: a table (Markdown), the numbers with every learning curve (JSON), and a plot.
+"""
+
+import os
+import platform
 import sys
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from jsonargparse import ArgumentParser
-
-from rtdmd_lightning.checkpointing import CHECKPOINTS, LAST
-from rtdmd_lightning.configuration import compose
-from rtdmd_lightning.curves import Curve, read_curve
-from rtdmd_lightning.errors import UserError
-from rtdmd_lightning.files import slug, write_text
+from rtdmd_lightning.studies.curves import SECONDS, Curve, Runs, markdown_table, plot, summarise
+from rtdmd_lightning.studies.study import Run, Study, grid, load_study, write_json
+from rtdmd_lightning.utils.command_line import run_command
+from rtdmd_lightning.utils.errors import UserError, readable_errors
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One row of the comparison.
+def compare(study: Path) -> None:
+    """Train what is not yet trained, then write and print the comparison.
 
-    name: in the table.
-    options: overrides, as on the command line of `rtdmd_lightning.fit`.
-    config: another config than the study's.
-    seeds: others than the study's.
+    Args:
+        study: a YAML file with the fields of `Study`, e.g. configs/compare/cold_start.yaml.
     """
-
-    name: str
-    options: list[str] = field(default_factory=list)
-    config: str | None = None
-    seeds: list[int] | None = None
-
-
-@dataclass(frozen=True)
-class Study:
-    """What is compared. Paths are relative to the folder that the command is run in.
-
-    config: of every run; it evaluates with `RewardEvalCallback`.
-    max_steps: generator updates of every run, the budget.
-    seeds: of the variants that name none.
-    metrics: what the table and the plot show of `eval.jsonl`.
-    runs: folder of the runs.
-    results: folder of table, numbers and plot, named after the study's file.
-    variants: the rows; the others are compared with the first.
-    parallel: runs at the same time, which share the machine's cores; seconds are comparable within a study. Small models gain
-        from it: a run of theirs uses a second core badly.
-    """
-
-    config: str
-    max_steps: int
-    seeds: list[int]
-    metrics: list[str]
-    runs: Path
-    results: Path
-    variants: list[Variant]
-    parallel: int = 1
-
-    def __post_init__(self) -> None:
-        folders = [slug(variant.name) for variant in self.variants]
-        if not folders or len(set(folders)) != len(folders):
-            raise UserError(f"a study wants variants whose names differ, not {[v.name for v in self.variants]}")
-        if not self.metrics:
-            raise UserError("a study wants at least one of metrics, e.g. eval/shapes_strict")
-        if self.parallel < 1:
-            raise UserError(
-                f"a study's parallel is the number of runs at the same time, at least 1, not {self.parallel}"
-            )
-        for variant in self.variants:
-            if not self.seeds_of(variant) or len(set(self.seeds_of(variant))) != len(self.seeds_of(variant)):
-                raise UserError(f"the variant {variant.name!r} wants seeds that differ, not {self.seeds_of(variant)}")
-
-    def seeds_of(self, variant: Variant) -> list[int]:
-        return self.seeds if variant.seeds is None else variant.seeds
+    plan = load_study(study)
+    runs = grid(plan)
+    train([run for run in runs if not run.finished()], plan)
+    curves: dict[str, dict[int, Curve]] = {variant.name: {} for variant in plan.variants}
+    for run in runs:
+        curves[run.variant][run.seed] = run.curve(plan.metrics)
+    write_results(plan, study.stem, curves)
 
 
-@dataclass(frozen=True)
-class Run:
-    """One process's worth: a variant with a seed.
+def train(waiting: list[Run], study: Study) -> None:
+    """Execute the runs, `study.parallel` at a time. After a failure or an interruption no other run is begun."""
+    environment = dict(os.environ)
+    if study.parallel > 1:  # torch would give every process all cores
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // study.parallel))
 
-    `run.json` in its folder says what it was made from and whether it finished.
-    """
+    def execute(number: int, run: Run) -> None:
+        title = f"run {number} of {len(waiting)}: {run.variant}, seed {run.seed}"
+        print(f"{title} -> {run.folder}", flush=True)
+        try:
+            run.execute(environment)
+            seconds = run.curve(study.metrics)[-1][SECONDS]
+        except UserError:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        print(f"{title}: {seconds:.0f} s of training", flush=True)
 
-    variant: str
-    seed: int
-    folder: Path
-    config: str
-    options: list[str]
-
-    @property
-    def arguments(self) -> list[str]:
-        """Of `rtdmd_lightning.fit`."""
-        logger = [f"--trainer.logger.save_dir={self.folder.parent}", f"--trainer.logger.name={self.folder.name}"]
-        return ["--config", self.config, *self.options, f"--seed_everything={self.seed}", *logger]
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """What determines the result: a run made from another recipe is not this run."""
-        return {"config": compose(Path(self.config)), "options": self.options, "seed": self.seed}
-
-    def finished(self) -> bool:
-        """Raises UserError where the folder holds a run, finished or not, of another recipe."""
-        record = self.folder / "run.json"
-        if not record.is_file():
-            return False
-        found = json.loads(record.read_text())
-        if found["recipe"] != self.recipe:
-            raise UserError(
-                f"{self.folder} holds a run with another config or other options than the study now asks for; "
-                "delete that folder to run it anew, or change the study's 'runs'"
-            )
-        return found["finished"]
-
-    def execute(self, environment: dict[str, str]) -> None:
-        """Train, or go on training, in a process of its own; its output goes to `output.log`. Raises UserError if it fails."""
-        record, log = self.folder / "run.json", self.folder / "output.log"
-        last = self.folder / CHECKPOINTS / LAST
-        if record.is_file() and not last.is_file():
-            shutil.rmtree(self.folder)  # stopped before its first checkpoint: it begins again, among nothing of the old
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(record, {"recipe": self.recipe, "finished": False})
-        resume = [f"--ckpt_path={last}"] if last.is_file() else []
-        with log.open("a") as output:
-            command = [sys.executable, "-m", "rtdmd_lightning.fit", *self.arguments, *resume]
-            status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment).returncode
-        if status:
-            said = log.read_text().rstrip().rpartition("\n")[2]
-            raise UserError(f"{self.variant}, seed {self.seed}, failed with status {status} (see {log}): {said}")
-        write_json(record, {"recipe": self.recipe, "finished": True})
-
-    def curve(self, metrics: list[str]) -> Curve:
-        """Raises UserError where the run did not evaluate what the study shows."""
-        path = self.folder / "eval.jsonl"
-        if not path.is_file():
-            raise UserError(f"{self.folder} has no eval.jsonl: the study's config must evaluate (RewardEvalCallback)")
-        curve = read_curve(path)
-        if missing := [metric for metric in metrics if metric not in curve[-1]]:
-            raise UserError(f"{path} has no {missing[0]!r}; it has {', '.join(curve[-1])}")
-        return curve
+    with ThreadPoolExecutor(study.parallel) as pool:
+        begun = [pool.submit(execute, number, run) for number, run in enumerate(waiting, start=1)]
+    for future in begun:
+        if not future.cancelled():
+            future.result()
 
 
-def load_study(path: Path) -> Study:
-    """A study file (it may begin with `defaults:`, as every config). Raises UserError or the parser's own error."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Study)
-    return Study(**parser.instantiate(parser.parse_object(compose(path))))
+def write_results(study: Study, name: str, curves: Runs) -> None:
+    summary = summarise(curves, study.metrics)
+    table = markdown_table(summary, study.metrics)
+    study.results.mkdir(parents=True, exist_ok=True)
+    base = study.results / f"compare_{name}"
+    machine = {"torch": version("torch"), "processor": platform.machine(), "cores": os.cpu_count()}
+    results = {"machine": machine, "study": asdict(study), "summary": summary, "curves": curves}
+    write_json(base.with_suffix(".json"), results)
+    base.with_suffix(".md").write_text(table)
+    plot(curves, study.metrics, base.with_suffix(".png"))
+    print(f"\n{table}\ntable, numbers and plot: {base}.md, .json, .png")
 
 
-def grid(study: Study) -> list[Run]:
-    """The runs of a study. The first seed of every variant comes first, so that an interrupted study has seen all variants."""
-    runs = []
-    for position in range(max(len(study.seeds_of(variant)) for variant in study.variants)):
-        for variant in study.variants:
-            for seed in study.seeds_of(variant)[position : position + 1]:
-                folder = study.runs / slug(variant.name) / f"seed_{seed}"
-                options = [*variant.options, f"--trainer.max_steps={study.max_steps}"]
-                runs.append(Run(variant.name, seed, folder, variant.config or study.config, options))
-    return runs
-
-
-def write_json(path: Path, content: dict) -> None:
-    write_text(json.dumps(content, indent=1, default=_plain) + "\n", path)
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else asdict(value)
+if __name__ == "__main__":
+    with readable_errors():
+        run_command(compare, "rtdmd_lightning.study", sys.argv[1:])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rtdmd_lightning.modules.core import DistillationModule
-from rtdmd_lightning.structures import Conditioning
+from rtdmd_lightning.sampling.structures import Conditioning
 
 SHAPE = (4, 8, 8)  # one latent of `tests.tiny`'s pipeline
 ETA = 0.9

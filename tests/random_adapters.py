@@ -2,7 +2,7 @@
 
 import torch
 
-from rtdmd_lightning.adapters import Adapter, LayerUpdate
+from rtdmd_lightning.roles import Adapter, LayerUpdate
 
 
 def random_adapter(

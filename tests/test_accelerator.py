@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from rtdmd_lightning import benchmarks, fit
-from rtdmd_lightning.accelerator import closing_process_group, of_this_process, process_device
+from rtdmd_lightning import bench as benchmarks
+from rtdmd_lightning import fit
+from rtdmd_lightning.utils.processes import closing_process_group, of_this_process, process_device
 from tests.tiny import REPOSITORY, write_config
 
 # The second process does not wait for its sums, so that many are under way when it has nothing left to do. Without the
@@ -19,7 +20,7 @@ PARTING = """
 import time
 import torch
 import torch.distributed as dist
-from rtdmd_lightning.accelerator import closing_process_group
+from rtdmd_lightning.utils.processes import closing_process_group
 
 with closing_process_group():
     dist.init_process_group("gloo")

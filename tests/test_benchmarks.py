@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rtdmd_lightning import benchmarks
-from rtdmd_lightning.benchmarks import Stopwatch, Timing, markdown_table
-from rtdmd_lightning.errors import UserError
+from rtdmd_lightning import bench as benchmarks
+from rtdmd_lightning.bench import Stopwatch, Timing, markdown_table
+from rtdmd_lightning.utils.errors import UserError
 from tests.tiny import write_config
 
 

@@ -6,10 +6,10 @@ import pytest
 import yaml
 
 from rtdmd_lightning import fit
-from rtdmd_lightning.configuration import compose
 from rtdmd_lightning.data import RolloutDataModule
-from rtdmd_lightning.errors import UserError, readable_errors
 from rtdmd_lightning.modules.core import DistillationModule
+from rtdmd_lightning.utils.configuration import compose
+from rtdmd_lightning.utils.errors import UserError, readable_errors
 from tests.tiny import REPOSITORY, run, write_config
 
 SHIPPED = sorted(

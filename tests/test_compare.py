@@ -11,15 +11,15 @@ import pytest
 import yaml
 from jsonargparse import ArgumentError
 
-from rtdmd_lightning import compare as comparing
 from rtdmd_lightning import fit
-from rtdmd_lightning import study as studying
+from rtdmd_lightning import study as comparing
 from rtdmd_lightning.callbacks import RewardEvalCallback
-from rtdmd_lightning.compare import compare
-from rtdmd_lightning.curves import SECONDS, STEP, read_curve
-from rtdmd_lightning.errors import UserError
-from rtdmd_lightning.files import slug
-from rtdmd_lightning.study import grid, load_study, write_json
+from rtdmd_lightning.studies import study as studying
+from rtdmd_lightning.studies.curves import SECONDS, STEP, read_curve
+from rtdmd_lightning.studies.study import grid, load_study, write_json
+from rtdmd_lightning.study import compare
+from rtdmd_lightning.utils.errors import UserError
+from rtdmd_lightning.utils.files import slug
 from tests.tiny import REPOSITORY, write_config
 
 STUDIES = [
@@ -239,7 +239,7 @@ def test_a_study_that_trains_goes_on_after_an_interruption(tiny_folder, tmp_path
     assert [row[STEP] for row in before] == [1] and not run.finished()
 
     finished = subprocess.run(
-        [sys.executable, "-m", "rtdmd_lightning.compare", "--study", str(study)],
+        [sys.executable, "-m", "rtdmd_lightning.study", "--study", str(study)],
         capture_output=True,
         text=True,
         cwd=REPOSITORY,

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from rtdmd_lightning.configuration import compose, expand_config_arguments
-from rtdmd_lightning.errors import DEBUG_VARIABLE, UserError, readable_errors
+from rtdmd_lightning.utils.configuration import compose, expand_config_arguments
+from rtdmd_lightning.utils.errors import DEBUG_VARIABLE, UserError, readable_errors
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -290,7 +290,7 @@ def test_a_process_ends_without_a_traceback(tmp_path):
     """As a shell sees it, first without and then with the variable."""
     script = tmp_path / "script.py"
     script.write_text(
-        "from rtdmd_lightning.errors import UserError, readable_errors\n"
+        "from rtdmd_lightning.utils.errors import UserError, readable_errors\n"
         "with readable_errors():\n"
         "    raise UserError('no such thing')\n"
     )

@@ -6,7 +6,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from rtdmd_lightning.curves import (
+from rtdmd_lightning.studies.curves import (
     SECONDS,
     STEP,
     Estimate,
@@ -18,7 +18,7 @@ from rtdmd_lightning.curves import (
     summarise,
     value_at,
 )
-from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.utils.errors import UserError
 
 METRIC = "eval/shapes_strict"
 

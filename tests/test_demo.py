@@ -8,8 +8,8 @@ import torch
 from torchvision.io import read_image
 
 from rtdmd_lightning.demo import demo
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.modules.core import DistillationModule
+from rtdmd_lightning.utils.errors import UserError
 from tests.tiny import write_config
 from tests.tiny_rtdmd import write_rtdmd_config
 

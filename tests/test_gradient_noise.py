@@ -7,9 +7,9 @@ import torch
 
 from rtdmd_lightning import fit, gradient_noise
 from rtdmd_lightning.data.stream import StepSampler
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.gradient_noise import Moments, measure
 from rtdmd_lightning.modules import RTDMDModule
+from rtdmd_lightning.utils.errors import UserError
 from tests.tiny import write_config
 from tests.tiny_rtdmd import save_cold_start, write_rtdmd_config
 

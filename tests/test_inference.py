@@ -5,12 +5,13 @@ import torch
 import yaml
 from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel, StableDiffusion3Pipeline
 
-from rtdmd_lightning import adapters, evaluate
-from rtdmd_lightning.adapters import Adapter, LayerUpdate
-from rtdmd_lightning.errors import UserError
-from rtdmd_lightning.inference import METHOD_STEPS, InferenceModel, even_steps
+from rtdmd_lightning import evaluate
+from rtdmd_lightning import roles as adapters
 from rtdmd_lightning.models import Flux2Backbone, FluxBackbone
-from rtdmd_lightning.randomness import SampleRandom
+from rtdmd_lightning.roles import Adapter, LayerUpdate
+from rtdmd_lightning.roles.inference import METHOD_STEPS, InferenceModel, even_steps
+from rtdmd_lightning.utils.errors import UserError
+from rtdmd_lightning.utils.randomness import SampleRandom
 from tests.tiny import tiny_backbone, tiny_module
 from tests.tiny_backbones import OPTIONS, save_tiny_flux, save_tiny_flux2
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rtdmd_lightning.randomness import SampleRandom, keyed_generator
+from rtdmd_lightning.utils.randomness import SampleRandom, keyed_generator
 
 CPU = torch.device("cpu")
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from rtdmd_lightning.sampling import rollout
-from rtdmd_lightning.structures import Conditioning, Trajectory
+from rtdmd_lightning.sampling.rollout import rollout
+from rtdmd_lightning.sampling.structures import Conditioning, Trajectory
 
 SIGMAS = (1.0, 0.9, 0.75, 0.5, 0.0)
 

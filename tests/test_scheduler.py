@@ -15,10 +15,10 @@ from diffusers import (
 )
 
 from rtdmd_lightning import CPSScheduler
-from rtdmd_lightning.inference import METHOD_STEPS, InferenceModel
 from rtdmd_lightning.models import Flux2Backbone, FluxBackbone
 from rtdmd_lightning.objectives import dynamic_shift_sigmas, flux_mu
-from rtdmd_lightning.sampling import rollout
+from rtdmd_lightning.roles.inference import METHOD_STEPS, InferenceModel
+from rtdmd_lightning.sampling.rollout import rollout
 from tests.tiny import tiny_backbone
 from tests.tiny_backbones import OPTIONS, save_tiny_flux, save_tiny_flux2
 
@@ -221,7 +221,7 @@ def test_importing_the_package_alone_imports_nothing_heavy():
     """Every command does it first. The scheduler itself, imported above from the package, comes with diffusers."""
     code = "import sys, rtdmd_lightning; print({'torch', 'diffusers', 'lightning'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
-    assert CPSScheduler.__module__ == "rtdmd_lightning.scheduler"
+    assert CPSScheduler.__module__ == "rtdmd_lightning.sampling.scheduler"
 
 
 def test_the_package_has_no_other_names():

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from rtdmd_lightning import fit
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.modules.origin import ORIGIN_KEY
 from rtdmd_lightning.modules.roles import SHARDED_KEY
+from rtdmd_lightning.utils.errors import UserError
 from tests.test_command_line import refused
 from tests.tiny import STRATEGIES, write_config
 from tests.tiny_rtdmd import save_cold_start, write_rtdmd_config

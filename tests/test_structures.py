@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rtdmd_lightning.structures import Conditioning
+from rtdmd_lightning.sampling.structures import Conditioning
 
 
 def rows(count, *, pooled=True, guidance=True):

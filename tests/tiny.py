@@ -18,12 +18,12 @@ from lightning import Callback, Trainer
 
 from rtdmd_lightning.data import RolloutDataModule
 from rtdmd_lightning.models import SD3Backbone
-from rtdmd_lightning.models.lora import LoraSettings, adapter_parameters
 from rtdmd_lightning.modules import ACDMDModule
 from rtdmd_lightning.modules.core import DistillationModule
 from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
+from rtdmd_lightning.pretraining.vae import build_vae
+from rtdmd_lightning.roles.lora import LoraSettings, adapter_parameters
 from rtdmd_lightning.shapes.text import JOINT_WIDTH, build_silent_t5, build_text_encoder, build_tokenizer
-from rtdmd_lightning.shapes.vae import build_vae
 
 REPOSITORY = Path(__file__).parents[1]
 BACKBONE_OPTIONS = {"resolution": 32, "use_t5": False, "max_sequence_length": 1, "dtype": "float32"}

@@ -24,11 +24,11 @@ from transformers import (
 )
 
 from rtdmd_lightning.models import Backbone, Flux2Backbone, FluxBackbone
-from rtdmd_lightning.models.lora import LoraSettings, adapter_parameters
 from rtdmd_lightning.modules import ACDMDModule
 from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
+from rtdmd_lightning.pretraining.vae import build_vae
+from rtdmd_lightning.roles.lora import LoraSettings, adapter_parameters
 from rtdmd_lightning.shapes.text import ENCODER_WIDTH, build_text_encoder, build_tokenizer
-from rtdmd_lightning.shapes.vae import build_vae
 
 RESOLUTION, TEXT_TOKENS = 32, 64  # 4x4 image tokens; a prompt of the shapes world, letter by letter, fits
 OPTIONS = {"resolution": RESOLUTION, "max_sequence_length": TEXT_TOKENS, "dtype": "float32"}

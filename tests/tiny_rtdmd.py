@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from rtdmd_lightning.callbacks.export import write_adapter
-from rtdmd_lightning.models.lora import LoraSettings, adapter_state_dict
 from rtdmd_lightning.modules import RTDMDModule
 from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE
 from rtdmd_lightning.modules.core import DistillationModule
 from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.mixture import RewardMixture
+from rtdmd_lightning.roles.lora import LoraSettings, adapter_state_dict
 from tests.tiny import (
     CHECKPOINTS,
     OPTIMIZERS,

@@ -10,9 +10,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from rtdmd_lightning.callbacks.measures import Evaluation
 from rtdmd_lightning.callbacks.reward_eval import RewardEvalCallback
-from rtdmd_lightning.checkpointing import CHECKPOINTS
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.modules.reinforcement import ReinforcementModule
+from rtdmd_lightning.utils.checkpointing import CHECKPOINTS
+from rtdmd_lightning.utils.errors import UserError
 
 CHECKPOINT = "alarm.ckpt"
 

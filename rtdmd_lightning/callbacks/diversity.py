@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.utils.errors import UserError
 
 
 @dataclass(frozen=True)

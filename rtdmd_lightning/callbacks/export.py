@@ -6,15 +6,15 @@ from pathlib import Path
 import lightning as L
 import torch
 
-from rtdmd_lightning.adapters import Adapter, stack
-from rtdmd_lightning.adapters.reading import from_state_dict
-from rtdmd_lightning.adapters.writing import write_diffusers, write_published
-from rtdmd_lightning.errors import require
 from rtdmd_lightning.models.base import Backbone
-from rtdmd_lightning.models.lora import LoraSettings, adapter_state_dict
 from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE
 from rtdmd_lightning.modules.core import DistillationModule
 from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE
+from rtdmd_lightning.roles import Adapter, stack
+from rtdmd_lightning.roles.lora import LoraSettings, adapter_state_dict
+from rtdmd_lightning.roles.reading import from_state_dict
+from rtdmd_lightning.roles.writing import write_diffusers, write_published
+from rtdmd_lightning.utils.errors import require
 
 
 class ExportGenerator(L.Callback):

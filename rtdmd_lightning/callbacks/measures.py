@@ -7,8 +7,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.modules.reinforcement import ReinforcementModule
+from rtdmd_lightning.utils.errors import UserError
 
 DIVERSITY = "diversity"
 

@@ -17,12 +17,12 @@ from torchvision.utils import make_grid, save_image
 from rtdmd_lightning.callbacks.diversity import DiversitySettings, within_prompt_diversity
 from rtdmd_lightning.callbacks.measures import DIVERSITY, Evaluation, Measures, sort_out, trained_weights
 from rtdmd_lightning.data.prompts import load_prompts, spread
-from rtdmd_lightning.errors import UserError, require
-from rtdmd_lightning.evaluation.plan import in_batches
+from rtdmd_lightning.evaluation.tasks import in_batches
 from rtdmd_lightning.modules.core import DistillationModule
 from rtdmd_lightning.modules.reinforcement import ReinforcementModule
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.mixture import checked_score
+from rtdmd_lightning.utils.errors import UserError, require
 
 
 class RewardEvalCallback(L.Callback):

@@ -15,9 +15,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from rtdmd_lightning.errors import UserError
-from rtdmd_lightning.files import appearing_at
-from rtdmd_lightning.structures import Conditioning
+from rtdmd_lightning.sampling.structures import Conditioning
+from rtdmd_lightning.utils.errors import UserError
+from rtdmd_lightning.utils.files import appearing_at
 
 DESCRIPTION = "encoder.json"
 

@@ -5,13 +5,13 @@ from pathlib import Path
 import torch
 
 from rtdmd_lightning.data.embedding_store import EmbeddingStore
-from rtdmd_lightning.errors import UserError
-from rtdmd_lightning.memory import PromptMemory
 from rtdmd_lightning.models.base import Backbone
-from rtdmd_lightning.structures import Conditioning
+from rtdmd_lightning.sampling.structures import Conditioning
+from rtdmd_lightning.utils.errors import UserError
+from rtdmd_lightning.utils.prompt_memory import PromptMemory
 
 GIBIBYTE = 2**30
-FILL = "python -m rtdmd_lightning.data.embed"
+FILL = "python -m rtdmd_lightning.embed"
 
 
 class PromptEmbedder:

@@ -18,8 +18,8 @@ from huggingface_hub import hf_hub_download, hf_hub_url
 from huggingface_hub.constants import is_offline_mode
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from rtdmd_lightning.errors import UserError, first_line
-from rtdmd_lightning.files import appearing_at, write_text
+from rtdmd_lightning.utils.errors import UserError, first_line
+from rtdmd_lightning.utils.files import appearing_at, write_text
 
 CHECKSUMS = "checksums.json"
 GITHUB = "https://raw.githubusercontent.com"

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.utils.errors import UserError
 
 SUFFIXES = (".txt", ".jsonl", ".json")
 OF_A_SPLIT = ("{}_metadata.jsonl", "{}.jsonl", "{}.json", "{}.txt")

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from rtdmd_lightning.data.prompt_files import read_prompt_file
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards.geneval2 import questions
 from rtdmd_lightning.rewards.ocr import quoted_text
+from rtdmd_lightning.utils.errors import UserError
 
 
 def from_ocr_text(path: Path) -> list[dict]:

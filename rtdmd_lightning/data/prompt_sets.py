@@ -1,6 +1,6 @@
 """The prompt sets that the configs name, as files in `prompts/`: `make prompts`, or
 
-    python -m rtdmd_lightning.data.prompts [NAME ...] [--folder prompts]
+    python -m rtdmd_lightning.prompts [NAME ...] [--folder prompts]
 
 GenEval's two are generated; the others are downloaded from where they are published, and checked. What cannot be had is told
 with the file to put where, and does not keep the others from being made.
@@ -8,22 +8,18 @@ with the file to put where, and does not keep the others from being made.
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jsonargparse import ArgumentParser
-from rich.console import Console
-from rich.table import Table
 
-from rtdmd_lightning.data import geneval_prompts
 from rtdmd_lightning.data.prompt_downloads import GitHubFile, HubFile, PublishedFile, obtain
 from rtdmd_lightning.data.prompt_files import read_prompt_file
 from rtdmd_lightning.data.prompt_formats import from_drawbench_csv, from_geneval2_lines, from_ocr_text
-from rtdmd_lightning.errors import UserError
-from rtdmd_lightning.files import appearing_at
+from rtdmd_lightning.geneval import prompts as geneval_prompts
+from rtdmd_lightning.utils.errors import UserError
+from rtdmd_lightning.utils.files import appearing_at
 
 FLOW_GRPO = ("yifan123/flow_grpo", "879042cf5707f8b90daa98d147d7deac2317c5da")
 RTDMD = ("Harahan/RTDMD", "bdfabaa97adaf883ee22178bd14ae2ac27938093")  # the authors' own
@@ -119,32 +115,6 @@ def make_prompt_set(name: str, folder: Path) -> int:
     with appearing_at(folder / prompt_set.target) as partial:
         partial.write_bytes(content)
     return len(entries)
-
-
-def main(arguments: list[str]) -> None:
-    """The command. Exits with status 1 where a set could not be made."""
-    parser = ArgumentParser(
-        prog="python -m rtdmd_lightning.data.prompts", description="Make or fetch prompt sets.", exit_on_error=False
-    )
-    parser.add_argument("names", nargs="*", type=str, help=f"of {', '.join(PROMPT_SETS)}; all of them by default")
-    parser.add_argument("--folder", type=Path, default=Path("prompts"), help="where the files go")
-    options = parser.parse_args(arguments)
-    for name in options.names:
-        if name not in PROMPT_SETS:
-            raise UserError(f"there is no prompt set {name!r}; known are {', '.join(PROMPT_SETS)}")
-    table = Table("set", "file", "prompts")
-    problems: list[str] = []
-    for name in options.names or PROMPT_SETS:
-        try:
-            count = str(make_prompt_set(name, options.folder))
-        except UserError as error:
-            count, problems = "-", [*problems, str(error)]
-        table.add_row(name, str(options.folder / PROMPT_SETS[name].target), count)
-    Console().print(table)
-    for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
-    if problems:
-        sys.exit(1)
 
 
 def _written(entries: list[dict], target: str) -> bytes:

@@ -1,6 +1,5 @@
 """Reading prompts: a file, a folder, a data set on the hub, or the embedded world's own."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +7,9 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
 from rtdmd_lightning.data.prompt_files import SUFFIXES, prompt_file_in, read_prompt_file, usual_names
-from rtdmd_lightning.errors import UserError, first_line, readable_errors
 from rtdmd_lightning.shapes.dataset import EVEN_WEIGHTS, HARD_WEIGHTS, TAG_WEIGHTS, sample_metadata
 from rtdmd_lightning.shapes.prompts import held_out_prompts
+from rtdmd_lightning.utils.errors import UserError, first_line
 
 TRAINING_SAMPLE = 8192
 TRAINING_WEIGHTS = {"train": TAG_WEIGHTS, "train:even": EVEN_WEIGHTS, "train:hard": HARD_WEIGHTS}
@@ -76,10 +75,3 @@ def _shapes_prompts(source: str, split: str) -> list[dict]:
         f"unknown prompt source {source!r}; the embedded world has "
         f"{', '.join(f'shapes:{name}' for name in TRAINING_WEIGHTS)} and shapes:held_out:N"
     )
-
-
-if __name__ == "__main__":
-    from rtdmd_lightning.data import prompt_sets
-
-    with readable_errors():
-        prompt_sets.main(sys.argv[1:])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.objectives import group_advantages
-from rtdmd_lightning.randomness import keyed_generator
+from rtdmd_lightning.utils.randomness import keyed_generator
 
 Scores = dict[str, Tensor]
 

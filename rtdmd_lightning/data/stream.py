@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rtdmd_lightning.data.prompts import load_prompts
-from rtdmd_lightning.errors import UserError
-from rtdmd_lightning.randomness import keyed_generator
+from rtdmd_lightning.utils.errors import UserError
+from rtdmd_lightning.utils.randomness import keyed_generator
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.evaluation.images import read_image, write_image
-from rtdmd_lightning.evaluation.plan import ImageTask
-from rtdmd_lightning.inference import InferenceModel
+from rtdmd_lightning.evaluation.tasks import ImageTask
 from rtdmd_lightning.rewards.base import Reward
+from rtdmd_lightning.roles.inference import InferenceModel
+from rtdmd_lightning.utils.errors import UserError
 
 
 class BatchModule(L.LightningModule):

@@ -19,7 +19,7 @@ from rtdmd_lightning.evaluation.results import Results, SetResult
 from rtdmd_lightning.evaluation.settings import Gallery
 from rtdmd_lightning.evaluation.side_by_side import SMALL_SIDE
 from rtdmd_lightning.evaluation.tables import comparison_tables, tag_tables
-from rtdmd_lightning.files import write_text
+from rtdmd_lightning.utils.files import write_text
 
 PAGE = Path(__file__).parent / "page"
 BINS = 24

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rtdmd_lightning.evaluation.statistics import per_prompt
-from rtdmd_lightning.files import write_text
+from rtdmd_lightning.utils.files import write_text
 
 
 @dataclass(frozen=True)

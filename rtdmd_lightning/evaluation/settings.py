@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 from jsonargparse.typing import PositiveInt
 
-from rtdmd_lightning import adapters
-from rtdmd_lightning.errors import UserError, require
+from rtdmd_lightning import roles as adapters
 from rtdmd_lightning.evaluation.published import KINDS
-from rtdmd_lightning.inference import METHOD_STEPS, InferenceModel
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.rewards.base import Reward
+from rtdmd_lightning.roles.inference import METHOD_STEPS, InferenceModel
+from rtdmd_lightning.utils.errors import UserError, require
 
 
 @dataclass(frozen=True)

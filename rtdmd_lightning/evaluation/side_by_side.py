@@ -10,7 +10,7 @@ from PIL import Image
 from rtdmd_lightning.data.prompts import spread
 from rtdmd_lightning.evaluation.results import SetResult
 from rtdmd_lightning.evaluation.settings import Gallery
-from rtdmd_lightning.files import appearing_at
+from rtdmd_lightning.utils.files import appearing_at
 
 SMALL_SIDE = 128  # images up to this side are enlarged with hard pixel edges: nothing is to be smoothed over
 CELL = 1.0  # inches

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdmd_lightning.objectives import evenly_spaced, guided_velocity
-from rtdmd_lightning.structures import Conditioning
+from rtdmd_lightning.sampling.structures import Conditioning
 
 Velocity = Callable[[Tensor, Tensor, Conditioning], Tensor]
 """Latents `[B, ...]` at levels `[B]` with their conditioning to their velocity: one forward pass in some role."""

@@ -7,12 +7,12 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from jsonargparse import ArgumentParser
 from torch import nn
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.models.flux import FluxBackbone
 from rtdmd_lightning.models.flux2 import Flux2Backbone
 from rtdmd_lightning.models.folder import check_folder, read_config
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.models.sd3 import SD3Backbone
+from rtdmd_lightning.utils.errors import UserError
 
 FAMILIES: tuple[type[PipelineBackbone], ...] = (SD3Backbone, FluxBackbone, Flux2Backbone)
 FLUX_LATENT_SIDE = 128  # the default of the pipelines whose transformers have no `sample_size`

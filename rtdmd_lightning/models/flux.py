@@ -13,7 +13,7 @@ from rtdmd_lightning.models.base import Velocity
 from rtdmd_lightning.models.packed import PackedBackbone
 from rtdmd_lightning.models.sd3 import SD3Backbone
 from rtdmd_lightning.objectives import flux_mu
-from rtdmd_lightning.structures import Conditioning
+from rtdmd_lightning.sampling.structures import Conditioning
 
 PIPELINE_GUIDANCE = 3.5  # of `FluxPipeline`, and of the paper's teacher
 

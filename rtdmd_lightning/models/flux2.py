@@ -7,11 +7,11 @@ from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
 from diffusers.models.transformers.transformer_flux2 import Flux2SingleTransformerBlock, Flux2TransformerBlock
 from torch import Tensor, nn
 
-from rtdmd_lightning.errors import UserError, first_line
 from rtdmd_lightning.models.folder import check_folder, read_config
 from rtdmd_lightning.models.packed import PackedBackbone
 from rtdmd_lightning.objectives import flux2_mu
-from rtdmd_lightning.structures import Conditioning
+from rtdmd_lightning.sampling.structures import Conditioning
+from rtdmd_lightning.utils.errors import UserError, first_line
 
 MOST_SINGLE_BLOCKS = 48  # FLUX.2-dev's; klein has 20 or 24
 

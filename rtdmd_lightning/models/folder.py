@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rtdmd_lightning.errors import UserError, first_line
+from rtdmd_lightning.utils.errors import UserError, first_line
 
 
 def check_folder(pretrained: str, parts: list[str]) -> None:

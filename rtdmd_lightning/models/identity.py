@@ -5,8 +5,8 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 
-from rtdmd_lightning.errors import UserError
-from rtdmd_lightning.files import content_digest
+from rtdmd_lightning.utils.errors import UserError
+from rtdmd_lightning.utils.files import content_digest
 
 
 def identity(pretrained: str, parts: list[str]) -> dict[str, Any]:

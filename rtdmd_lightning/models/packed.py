@@ -3,9 +3,9 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.objectives import dynamic_shift_sigmas, shift_sigmas
+from rtdmd_lightning.utils.errors import UserError
 
 
 class PackedBackbone(PipelineBackbone):

@@ -8,11 +8,11 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
-from rtdmd_lightning.errors import UserError, first_line, require
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.models.folder import check_folder, read_config
 from rtdmd_lightning.models.identity import identity
-from rtdmd_lightning.structures import Conditioning
+from rtdmd_lightning.sampling.structures import Conditioning
+from rtdmd_lightning.utils.errors import UserError, first_line, require
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -29,7 +29,7 @@ class PipelineBackbone(Backbone):
         vae_dtype: of the autoencoder, which rewards are back-propagated through. Images are float32 whatever it is.
         gradient_checkpointing: recompute the blocks' activations in the backward pass.
         embedding_cache: a folder where prompts' embeddings are kept on disk. Text encoders are then loaded only when a prompt
-            is not there; `python -m rtdmd_lightning.data.embed` fills it ahead of time.
+            is not there; `python -m rtdmd_lightning.embed` fills it ahead of time.
         text_encoders: false never loads them; a prompt that the cache lacks is an error.
     """
 

@@ -7,10 +7,10 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from diffusers.models.attention import JointTransformerBlock
 from torch import Tensor, nn
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.objectives import shift_sigmas
-from rtdmd_lightning.structures import Conditioning
+from rtdmd_lightning.sampling.structures import Conditioning
+from rtdmd_lightning.utils.errors import UserError
 
 T5_PARTS = ("text_encoder_3", "tokenizer_3")
 

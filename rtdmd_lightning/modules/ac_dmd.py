@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 
 from rtdmd_lightning.data.stream import PromptBatch
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.modules.matching import MatchingModule
 from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR
 from rtdmd_lightning.objectives import cps_step, renoise_level
-from rtdmd_lightning.randomness import SampleRandom, keyed_generator
-from rtdmd_lightning.structures import Conditioning, ExecutedStep, Trajectory
+from rtdmd_lightning.sampling.structures import Conditioning, ExecutedStep, Trajectory
+from rtdmd_lightning.utils.errors import UserError
+from rtdmd_lightning.utils.randomness import SampleRandom, keyed_generator
 
 
 @dataclass(frozen=True)

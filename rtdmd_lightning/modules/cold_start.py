@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.utils.errors import UserError
 
 GENERATOR_FILE, FAKE_SCORE_FILE = "generator_ema.pt", "fake_score.pt"
 AUTHORS_FAKE_SCORE_FILE = "fake_score_net.pt"  # in the authors' checkpoint-N

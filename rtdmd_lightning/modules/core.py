@@ -16,13 +16,13 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from rtdmd_lightning.accelerator import synchronize
 from rtdmd_lightning.data.stream import PromptBatch
-from rtdmd_lightning.errors import require
 from rtdmd_lightning.models.base import Backbone
-from rtdmd_lightning.models.sharding import gradient_sync_paused
 from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR, RolesModule
 from rtdmd_lightning.modules.settings import EMASettings, OptimizerSettings
+from rtdmd_lightning.roles.sharding import gradient_sync_paused
+from rtdmd_lightning.utils.errors import require
+from rtdmd_lightning.utils.processes import synchronize
 
 
 class DistillationModule(RolesModule):

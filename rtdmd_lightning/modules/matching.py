@@ -6,7 +6,6 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.modules.core import DistillationModule
 from rtdmd_lightning.modules.roles import FAKE_SCORE
@@ -29,8 +28,9 @@ from rtdmd_lightning.objectives import (
     renoise_level,
     table_level,
 )
-from rtdmd_lightning.randomness import SampleRandom, keyed_generator
-from rtdmd_lightning.structures import Conditioning, ExecutedStep, Subinterval
+from rtdmd_lightning.sampling.structures import Conditioning, ExecutedStep, Subinterval
+from rtdmd_lightning.utils.errors import UserError
+from rtdmd_lightning.utils.randomness import SampleRandom, keyed_generator
 
 TABLE_RANGE = (20, 980)
 """Entries of the training table that DMD2's generator loss draws from."""

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from rtdmd_lightning.errors import UserError
-from rtdmd_lightning.files import content_digest
-from rtdmd_lightning.models.lora import LoraSettings
+from rtdmd_lightning.roles.lora import LoraSettings
+from rtdmd_lightning.utils.errors import UserError
+from rtdmd_lightning.utils.files import content_digest
 
 ORIGIN_KEY = "origin"
 Origin = dict[str, str]

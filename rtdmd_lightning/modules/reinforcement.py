@@ -10,7 +10,6 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from rtdmd_lightning.data.rollout import Rollout
 from rtdmd_lightning.data.stream import PromptBatch
-from rtdmd_lightning.errors import UserError, require
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.modules.matching import MatchingModule
 from rtdmd_lightning.modules.roles import GENERATOR
@@ -23,9 +22,10 @@ from rtdmd_lightning.objectives import (
     cps_mean_std,
     reward_hinge_loss,
 )
-from rtdmd_lightning.randomness import SampleRandom
 from rtdmd_lightning.rewards.mixture import RewardMixture
-from rtdmd_lightning.structures import Conditioning, ExecutedStep
+from rtdmd_lightning.sampling.structures import Conditioning, ExecutedStep
+from rtdmd_lightning.utils.errors import UserError, require
+from rtdmd_lightning.utils.randomness import SampleRandom
 
 COLD_START = "cold_start"
 

@@ -10,19 +10,19 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
-from rtdmd_lightning import adapters
-from rtdmd_lightning.adapters.adapter import SCALE_KEY
+from rtdmd_lightning import roles as adapters
 from rtdmd_lightning.data.embeddings import PromptEmbedder
-from rtdmd_lightning.errors import UserError
-from rtdmd_lightning.models import lora
 from rtdmd_lightning.models.base import Backbone
-from rtdmd_lightning.models.lora import AdapterRoles, LoraSettings
-from rtdmd_lightning.models.sharding import shard
 from rtdmd_lightning.modules.origin import ORIGIN_KEY, Origin, origin
 from rtdmd_lightning.modules.settings import SamplerSettings
-from rtdmd_lightning.randomness import SampleRandom
-from rtdmd_lightning.sampling import StepNoise, rollout
-from rtdmd_lightning.structures import Conditioning, Trajectory
+from rtdmd_lightning.roles import lora
+from rtdmd_lightning.roles.adapter import SCALE_KEY
+from rtdmd_lightning.roles.lora import AdapterRoles, LoraSettings
+from rtdmd_lightning.roles.sharding import shard
+from rtdmd_lightning.sampling.rollout import StepNoise, rollout
+from rtdmd_lightning.sampling.structures import Conditioning, Trajectory
+from rtdmd_lightning.utils.errors import UserError
+from rtdmd_lightning.utils.randomness import SampleRandom
 
 GENERATOR, FAKE_SCORE, TEACHER, EMA = "generator", "fake_score", "teacher", "generator_ema"
 SHARDED_KEY = "saved_under_fsdp2"

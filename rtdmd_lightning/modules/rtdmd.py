@@ -29,13 +29,13 @@ from torch import Tensor
 
 from rtdmd_lightning.data.rollout import Rollout, Scores, collect, shared_noise, shuffled, with_advantages
 from rtdmd_lightning.data.stream import PromptBatch
-from rtdmd_lightning.errors import require
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.modules.cold_start import cold_start_files
 from rtdmd_lightning.modules.reinforcement import COLD_START, ReinforcementModule
 from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR, TEACHER
-from rtdmd_lightning.randomness import keyed_generator
 from rtdmd_lightning.rewards.mixture import RewardMixture
+from rtdmd_lightning.utils.errors import require
+from rtdmd_lightning.utils.randomness import keyed_generator
 
 COLD_START_FAKE = "cold_start_fake_score"
 

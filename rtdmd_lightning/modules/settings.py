@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rtdmd_lightning.errors import require
-from rtdmd_lightning.sampling import check_eta, check_steps
+from rtdmd_lightning.sampling.rollout import check_eta, check_steps
+from rtdmd_lightning.utils.errors import require
 
 
 @dataclass(frozen=True)

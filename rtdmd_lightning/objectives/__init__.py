@@ -1,6 +1,6 @@
 """The method as pure functions of tensors: no Lightning, no configuration, no device."""
 
-from rtdmd_lightning.objectives.ac_dmd import (
+from rtdmd_lightning.method.ac_dmd import (
     ambient_velocity_target,
     consistency_loss,
     consistency_target_level,
@@ -12,19 +12,9 @@ from rtdmd_lightning.objectives.ac_dmd import (
     renoise_level,
     table_level,
 )
-from rtdmd_lightning.objectives.cps import (
-    cps_kl,
-    cps_log_prob,
-    cps_mean_std,
-    cps_step,
-    fresh_noise_share,
-    posterior_step,
-)
-from rtdmd_lightning.objectives.dmd import (
-    distribution_matching_loss,
-    noise_free_pair,
-)
-from rtdmd_lightning.objectives.flow import (
+from rtdmd_lightning.method.cps import cps_kl, cps_log_prob, cps_mean_std, cps_step, fresh_noise_share, posterior_step
+from rtdmd_lightning.method.dmd import distribution_matching_loss, noise_free_pair
+from rtdmd_lightning.method.flow import (
     at_least_float32,
     broadcast_sigma,
     clean_from_velocity,
@@ -39,7 +29,7 @@ from rtdmd_lightning.objectives.flow import (
     renoise_scale,
     shift_sigmas,
 )
-from rtdmd_lightning.objectives.policy import (
+from rtdmd_lightning.method.policy import (
     clipped_policy_loss,
     group_advantages,
     leave_one_out_advantages,

@@ -16,10 +16,10 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.models.families import family_of
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.models.published import NAMES, published
+from rtdmd_lightning.utils.errors import UserError
 
 SD3_ENCODERS = {"text_encoder": "clip_l_projected", "text_encoder_2": "clip_bigg_projected", "text_encoder_3": "t5_xxl"}
 COMPANIONS = {  # of each published model, by the pipeline's name for the part

@@ -12,8 +12,8 @@ from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.modules import ACDMDModule, RTDMDModule
 from rtdmd_lightning.modules.core import DistillationModule
 from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR
-from rtdmd_lightning.randomness import SampleRandom
-from rtdmd_lightning.structures import Trajectory
+from rtdmd_lightning.sampling.structures import Trajectory
+from rtdmd_lightning.utils.randomness import SampleRandom
 
 Phases = dict[str, Callable[[], None]]
 ROLLOUT, FAKE_STEP, GENERATOR_STEP = "rollout", "fake-score step", "generator step"

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.planning.blocks import Kind, kinds, thin
 from rtdmd_lightning.planning.parts import companion, materialise, parameter_bytes
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.clip_models import ClipLogitReward
 from rtdmd_lightning.rewards.mixture import RewardMixture
 from rtdmd_lightning.rewards.preprocess import centre_crop, resize_shorter_side
+from rtdmd_lightning.utils.errors import UserError
 
 TOWERS = {
     "clipscore": "tower_l",

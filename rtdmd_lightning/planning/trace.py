@@ -16,8 +16,6 @@ import torch
 from lightning import Trainer
 from torch import nn
 
-from rtdmd_lightning.errors import UserError
-from rtdmd_lightning.models import lora
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.modules import ACDMDModule, RTDMDModule
 from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE, FROM_BASE, GENERATOR_FILE
@@ -30,6 +28,8 @@ from rtdmd_lightning.planning.phases import ROLLOUT, cold_start_phases, reinforc
 from rtdmd_lightning.planning.rewards import StandIn, stand_ins, tower_kinds
 from rtdmd_lightning.planning.tracking import AllocationTracker, faked, normalised_in_float32
 from rtdmd_lightning.planning.weightless import Weightless, weightless
+from rtdmd_lightning.roles import lora
+from rtdmd_lightning.utils.errors import UserError
 
 Planned = ACDMDModule | RTDMDModule
 

@@ -12,7 +12,7 @@ from rtdmd_lightning.models.flux2 import Flux2Backbone
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.planning.blocks import Kind, kinds, thin
 from rtdmd_lightning.planning.parts import PipelineConfigs, materialise, parameter_bytes, pipeline_configs
-from rtdmd_lightning.structures import Conditioning
+from rtdmd_lightning.sampling.structures import Conditioning
 
 
 class Weightless(PipelineBackbone):

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from rtdmd_lightning.errors import UserError, require
-from rtdmd_lightning.memory import PromptMemory
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.preprocess import ClipPreprocess, Resize
 from rtdmd_lightning.rewards.weights import Source, loading
+from rtdmd_lightning.utils.errors import UserError, require
+from rtdmd_lightning.utils.prompt_memory import PromptMemory
 
 REMEMBERED_PROMPTS = 16_384
 

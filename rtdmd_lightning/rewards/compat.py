@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.utils.errors import UserError
 
 
 @cache

@@ -13,30 +13,18 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import masks_to_boxes
 
-from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.geneval.score import MAX_OBJECTS_PER_CLASS, Detection, geneval_score
+from rtdmd_lightning.geneval.vocabulary import COCO_CLASSES
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.geneval_color import ColorNamer
-from rtdmd_lightning.rewards.geneval_score import MAX_OBJECTS_PER_CLASS, Detection, geneval_score
 from rtdmd_lightning.rewards.state import whole_pretrained
 from rtdmd_lightning.rewards.weights import Source, loading
+from rtdmd_lightning.utils.errors import UserError
 
 DETECTOR_HUB_ID = "facebook/mask2former-swin-small-coco-instance"
 SCORE_THRESHOLD = 0.3
 COUNTING_SCORE_THRESHOLD = 0.9
 SIZE_DIVISOR = 32
-
-# COCO's 80 classes in the detector's order, under the names that GenEval's prompts use.
-COCO_CLASSES = [
-    *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),
-    *("fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow"),
-    *("elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee"),
-    *("skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard"),
-    *("tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple"),
-    *("sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch"),
-    *("potted plant", "bed", "dining table", "toilet", "tv", "laptop", "computer mouse", "tv remote"),
-    *("computer keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock"),
-    *("vase", "scissors", "teddy bear", "hair drier", "toothbrush"),
-]
 
 
 @dataclass(frozen=True)

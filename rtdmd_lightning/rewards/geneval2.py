@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.pixels import to_pil
 from rtdmd_lightning.rewards.state import whole_pretrained
 from rtdmd_lightning.rewards.weights import Source, loading
+from rtdmd_lightning.utils.errors import UserError
 
 HUB_ID = "Qwen/Qwen3-VL-8B-Instruct"
 QUESTION = "{question} Answer in one word."

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rtdmd_lightning.geneval.vocabulary import COLORS
 from rtdmd_lightning.rewards.preprocess import ClipPreprocess
 from rtdmd_lightning.rewards.weights import Source, loading
 
 CLIP_HUB_ID = "timm/vit_large_patch14_clip_224.openai"
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 TEMPLATES = ("a photo of a {color} {label}", "a photo of a {color}-colored {label}", "a photo of a {color} object")
 GROUND = 0.6  # the grey #999
 

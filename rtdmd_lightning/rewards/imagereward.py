@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.compat import bert_tokenizer, image_reward
 from rtdmd_lightning.rewards.preprocess import ClipPreprocess
 from rtdmd_lightning.rewards.state import build_empty, fill, read_state
 from rtdmd_lightning.rewards.weights import Source
+from rtdmd_lightning.utils.errors import UserError
 
 HUB_ID = "THUDM/ImageReward"
 FILENAME = "ImageReward.pt"

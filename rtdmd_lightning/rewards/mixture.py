@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from rtdmd_lightning.errors import UserError, require
 from rtdmd_lightning.rewards.base import Reward
+from rtdmd_lightning.utils.errors import UserError, require
 
 
 class RewardError(RuntimeError):

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.text import edit_distance
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.pixels import grey_levels
+from rtdmd_lightning.utils.errors import UserError
 
 
 class OCRReward(Reward):

@@ -9,7 +9,7 @@ import torchvision.transforms.functional as TF
 from torch import Tensor
 from transformers import CLIPImageProcessor
 
-from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.utils.errors import UserError
 
 Resize = Literal["bilinear", "bicubic"]
 

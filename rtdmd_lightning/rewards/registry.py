@@ -2,8 +2,8 @@
 
 import importlib
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards.base import Reward
+from rtdmd_lightning.utils.errors import UserError
 
 REWARDS = {
     "aesthetic": "rtdmd_lightning.rewards.aesthetic.AestheticReward",

@@ -14,10 +14,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.mixture import RewardGone
 from rtdmd_lightning.rewards.serving.wire import HOLD_SECONDS, encode, read_token
+from rtdmd_lightning.utils.errors import UserError
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between attempts, doubled each time
 ANSWERED, REFUSED = (200, 202, 404, 422), (400, 401, 409, 411, 413)
@@ -86,7 +86,7 @@ class RemoteReward(Reward):
         while True:
             _, health = self._ask("GET", "/health", None, watch)
             if "reward" not in health:
-                raise UserError(f"{self.name}: what listens at {self.url} is no rtdmd_lightning.rewards.serve")
+                raise UserError(f"{self.name}: what listens at {self.url} is no rtdmd_lightning.serve")
             if health["reward"] != self.name:
                 raise UserError(f"{self.url} serves the reward {health['reward']!r}, not {self.name!r}")
             if health["ready"]:
@@ -150,7 +150,7 @@ class RemoteReward(Reward):
         if time.monotonic() - watch.since > self.patience:
             raise RewardGone(
                 f"the reward {self.name!r} at {self.url} has scored nothing for {self.patience:g} s ({problem}); look after "
-                "its `python -m rtdmd_lightning.rewards.serve`, or set a longer patience"
+                "its `python -m rtdmd_lightning.serve`, or set a longer patience"
             )
 
     def _exchange(self, method: str, path: str, body: bytes | None) -> tuple[int, dict]:

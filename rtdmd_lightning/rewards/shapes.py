@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.shapes.checker import check
+from rtdmd_lightning.utils.errors import UserError
 
 
 class ShapesReward(Reward):

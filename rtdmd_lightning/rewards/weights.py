@@ -8,7 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import hf_hub_download, snapshot_download
 
-from rtdmd_lightning.errors import UserError, first_line
+from rtdmd_lightning.utils.errors import UserError, first_line
 
 CACHE_VARIABLE = "RTDMD_REWARD_CACHE"
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from rtdmd_lightning.rewards.geneval_score import Detection, GenEvalScore, geneval_score
+from rtdmd_lightning.geneval.score import Detection, GenEvalScore, geneval_score
 from rtdmd_lightning.shapes.render import AREA_OF_UNIT, CENTROID_OF_UNIT, signed_distance
 from rtdmd_lightning.shapes.world import COLORS, SHAPES
 

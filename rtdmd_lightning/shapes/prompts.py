@@ -10,11 +10,9 @@ import itertools
 
 import numpy as np
 
+from rtdmd_lightning.geneval.vocabulary import NUMBERS, RELATIONS, TAGS
 from rtdmd_lightning.shapes.world import COLORS, SHAPES, UNSEEN_PAIRS
 
-TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
-RELATIONS = ("left of", "right of", "above", "below")
-NUMBERS = {2: "two", 3: "three", 4: "four"}
 PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses"}
 ADJECTIVES = ("", "clear ", "simple ", "plain ", "neat ", "good ", "fresh ", "tidy ")
 MEDIA = ("photo", "picture", "drawing", "painting", "render", "sketch", "print", "icon")

@@ -6,8 +6,8 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
-from rtdmd_lightning.randomness import keyed_generator
 from rtdmd_lightning.shapes.checker import check
+from rtdmd_lightning.utils.randomness import keyed_generator
 
 
 def strict_scores(images: Tensor, metadata: list[dict]) -> dict[str, float]:

@@ -18,7 +18,8 @@ from transformers import (
     T5Tokenizer,
 )
 
-from rtdmd_lightning.shapes.prompts import TAGS, prompts
+from rtdmd_lightning.geneval.vocabulary import TAGS
+from rtdmd_lightning.shapes.prompts import prompts
 
 MAX_PROMPT_TOKENS = 13
 SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>")

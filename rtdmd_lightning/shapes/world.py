@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rtdmd_lightning.geneval.relation import spatial_relations
+
 IMAGE_SIZE = 32
 QUADRANT = IMAGE_SIZE // 2
 SHAPES = ("circle", "square", "triangle", "cross")
@@ -22,10 +24,6 @@ UNSEEN_PAIRS = frozenset({("yellow", "cross"), ("purple", "triangle")})
 RADIUS_RANGE = (4.5, 6.0)
 GROUND_RANGE = (0.84, 0.96)
 MARGIN = 1.0
-
-# GenEval's thresholds for "left of" and its kin (METHOD section 6).
-POSITION_THRESHOLD = 0.1
-DIRECTION_COSINE = 0.5
 
 
 @dataclass(frozen=True)
@@ -49,23 +47,6 @@ class Scene:
 
     objects: tuple[Placed, ...]
     ground: float
-
-
-def spatial_relations(box: tuple[float, ...], other: tuple[float, ...]) -> set[str]:
-    """Which of GenEval's four relations the first box has to the second.
-
-    The offset between the centres is shrunk, per axis, by `POSITION_THRESHOLD` times the summed sizes; a relation holds
-    where what is left, over the length of the whole offset, exceeds `DIRECTION_COSINE` (METHOD section 6).
-    """
-    a, b = np.asarray(box, dtype=float), np.asarray(other, dtype=float)
-    offset = (a[:2] + a[2:] - b[:2] - b[2:]) / 2
-    sizes = (a[2:] - a[:2]) + (b[2:] - b[:2])
-    length = np.linalg.norm(offset)
-    if length == 0:
-        return set()
-    dx, dy = np.sign(offset) * np.maximum(np.abs(offset) - POSITION_THRESHOLD * sizes, 0) / length
-    held = {"left of": -dx, "right of": dx, "above": -dy, "below": dy}
-    return {name for name, cosine in held.items() if cosine > DIRECTION_COSINE}
 
 
 def sample_scene(metadata: dict, rng: np.random.Generator, *, allow_unseen: bool = False) -> Scene:

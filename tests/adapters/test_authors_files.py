@@ -8,11 +8,12 @@ from diffusers import StableDiffusion3Pipeline
 from peft import get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import save_file
 
-from rtdmd_lightning import adapters, convert
-from rtdmd_lightning.adapters import writing
-from rtdmd_lightning.adapters.reading import read_all
-from rtdmd_lightning.errors import UserError
+from rtdmd_lightning import convert
+from rtdmd_lightning import roles as adapters
 from rtdmd_lightning.models.families import load_transformer
+from rtdmd_lightning.roles import writing
+from rtdmd_lightning.roles.reading import read_all
+from rtdmd_lightning.utils.errors import UserError
 from tests.random_adapters import assert_same, random_adapter
 
 TEMPLATES = [

@@ -5,11 +5,11 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from rtdmd_lightning import convert
-from rtdmd_lightning.adapters import Adapter, LayerUpdate, writing
-from rtdmd_lightning.adapters.measures import by_kind, kind_of, told_by_a, update_norm
-from rtdmd_lightning.errors import readable_errors
-from rtdmd_lightning.models.lora import LoraSettings
 from rtdmd_lightning.models.published import published
+from rtdmd_lightning.roles import Adapter, LayerUpdate, writing
+from rtdmd_lightning.roles.lora import LoraSettings
+from rtdmd_lightning.roles.measures import by_kind, kind_of, told_by_a, update_norm
+from rtdmd_lightning.utils.errors import readable_errors
 from tests.random_adapters import random_adapter
 from tests.tiny import tiny_module
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rtdmd_lightning.analysis.estimates import (
+from rtdmd_lightning.objectives import fresh_noise_share
+from rtdmd_lightning.studies.estimates import (
     direction,
     forward_passes,
     mean_test,
@@ -17,9 +18,8 @@ from rtdmd_lightning.analysis.estimates import (
     total_variance,
     variance_ratio,
 )
-from rtdmd_lightning.analysis.hybrid_gradient import METHOD_WEIGHTS, Updates, select_steps, simulate
-from rtdmd_lightning.analysis.linear_gaussian import LinearGaussian
-from rtdmd_lightning.objectives import fresh_noise_share
+from rtdmd_lightning.studies.hybrid_gradient import METHOD_WEIGHTS, Updates, select_steps, simulate
+from rtdmd_lightning.studies.linear_gaussian import LinearGaussian
 
 EVEN = (1.0, 1.0, 1.0, 1.0)
 LATE_IS_WEAK = (8.0, 4.0, 0.5, 0.1)

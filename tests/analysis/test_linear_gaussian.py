@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rtdmd_lightning.analysis.hybrid_gradient import roll_out
-from rtdmd_lightning.analysis.linear_gaussian import LinearGaussian
+from rtdmd_lightning.studies.hybrid_gradient import roll_out
+from rtdmd_lightning.studies.linear_gaussian import LinearGaussian
 
 PROBLEMS = [
     LinearGaussian(),

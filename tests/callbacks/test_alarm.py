@@ -12,7 +12,7 @@ from rtdmd_lightning import fit
 from rtdmd_lightning.callbacks import RewardEvalCallback, RewardHackingAlarm
 from rtdmd_lightning.callbacks.alarm import CHECKPOINT
 from rtdmd_lightning.callbacks.measures import Evaluation
-from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.utils.errors import UserError
 from tests.callbacks.test_reward_eval import PROMPTS, Length
 from tests.test_resume import assert_identical
 from tests.tiny import tiny_module, write_config

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rtdmd_lightning.callbacks.diversity import DiversitySettings, within_prompt_diversity
-from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.utils.errors import UserError
 
 
 def grey(*levels):

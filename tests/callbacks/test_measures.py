@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rtdmd_lightning.callbacks.measures import DIVERSITY, sort_out, trained_weights
-from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.utils.errors import UserError
 from tests.tiny import tiny_module
 
 TRAINED = {"shapes": 1.0, "clipscore": 2.0}

@@ -14,10 +14,10 @@ from rtdmd_lightning import fit
 from rtdmd_lightning.callbacks import RewardEvalCallback, reward_eval
 from rtdmd_lightning.callbacks.diversity import DiversitySettings
 from rtdmd_lightning.data.prompts import load_prompts
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.modules.roles import EMA, GENERATOR
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.mixture import RewardError
+from rtdmd_lightning.utils.errors import UserError
 from tests.tiny import write_config
 
 COUNT = 12  # two prompts of each of the six tags

@@ -3,7 +3,7 @@
 import torch
 
 from rtdmd_lightning.data.embeddings import PromptEmbedder
-from rtdmd_lightning.structures import Conditioning
+from rtdmd_lightning.sampling.structures import Conditioning
 
 CPU = torch.device("cpu")
 ROW_BYTES = 4 * (3 * 2 + 5)  # of what CountingBackbone makes of a prompt

@@ -8,15 +8,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rtdmd_lightning import fit
-from rtdmd_lightning.command_line import run_command
 from rtdmd_lightning.data import embedding_store
-from rtdmd_lightning.data.embed import embed, fill
 from rtdmd_lightning.data.embedding_store import EmbeddingStore
 from rtdmd_lightning.data.embeddings import PromptEmbedder
-from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.embed import embed, fill
 from rtdmd_lightning.models import Flux2Backbone, FluxBackbone
 from rtdmd_lightning.models.identity import identity
-from rtdmd_lightning.structures import Conditioning
+from rtdmd_lightning.sampling.structures import Conditioning
+from rtdmd_lightning.utils.command_line import run_command
+from rtdmd_lightning.utils.errors import UserError
 from tests.data.test_embeddings import CountingBackbone, assert_encodes
 from tests.tiny import load_checkpoint, tiny_backbone, write_config
 from tests.tiny_backbones import OPTIONS, save_tiny_flux, save_tiny_flux2

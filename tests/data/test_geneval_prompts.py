@@ -4,11 +4,10 @@ from collections import Counter
 
 import pytest
 
-from rtdmd_lightning.data.geneval_prompts import TRAINING_SHARES, meaning, test_prompts, training_prompts
-from rtdmd_lightning.rewards.geneval import COCO_CLASSES, check_metadata
-from rtdmd_lightning.rewards.geneval_color import COLORS
-from rtdmd_lightning.rewards.geneval_score import geneval_score
-from rtdmd_lightning.shapes.prompts import RELATIONS
+from rtdmd_lightning.geneval.prompts import TRAINING_SHARES, meaning, test_prompts, training_prompts
+from rtdmd_lightning.geneval.score import geneval_score
+from rtdmd_lightning.geneval.vocabulary import COCO_CLASSES, COLORS, RELATIONS
+from rtdmd_lightning.rewards.geneval import check_metadata
 
 test_prompts.__test__ = False  # it is not a test, whatever its name
 

@@ -11,11 +11,13 @@ from urllib.parse import unquote
 import huggingface_hub.constants
 import pytest
 
-from rtdmd_lightning.configuration import compose
+from rtdmd_lightning import prompts as command
 from rtdmd_lightning.data import prompt_downloads, prompt_sets
 from rtdmd_lightning.data.prompt_sets import PROMPT_SETS, Downloaded, make_prompt_set
 from rtdmd_lightning.data.prompts import load_prompts
-from rtdmd_lightning.errors import UserError, readable_errors
+from rtdmd_lightning.geneval import prompts as geneval_prompts
+from rtdmd_lightning.utils.configuration import compose
+from rtdmd_lightning.utils.errors import UserError, readable_errors
 from tests.tiny import REPOSITORY
 
 COMMIT = "c" * 40
@@ -191,22 +193,22 @@ def test_a_home_that_has_lost_the_file_is_told(homes, folder):
 
 def test_the_command_makes_what_it_can_and_says_what_it_could_not(folder, capsys):
     with pytest.raises(SystemExit) as exit_, readable_errors():
-        prompt_sets.main(["geneval", "ocr", "--folder", str(folder)])
+        command.main(["geneval", "ocr", "--folder", str(folder)])
     assert exit_.value.code == 1
     out, err = capsys.readouterr()
     assert "553" in out
     assert err.count("error: ") == 1 and "dataset/ocr/test.txt cannot be downloaded" in err
     assert len(load_prompts(str(folder / "geneval.jsonl"))) == 553
-    prompt_sets.main(["geneval", "--folder", str(folder)])
+    command.main(["geneval", "--folder", str(folder)])
 
 
 def test_an_unknown_set_is_told():
     with pytest.raises(UserError, match="no prompt set 'drawbnch'; known are geneval, geneval_train"):
-        prompt_sets.main(["drawbnch"])
+        command.main(["drawbnch"])
 
 
 def test_another_numpy_that_draws_otherwise_is_refused(folder, monkeypatch):
-    monkeypatch.setattr(prompt_sets.geneval_prompts, "TEST_SEED", 1)
+    monkeypatch.setattr(geneval_prompts, "TEST_SEED", 1)
     with pytest.raises(UserError, match="draws other prompts than the published ones"):
         make_prompt_set("geneval", folder)
     assert not folder.exists()
@@ -220,7 +222,7 @@ def test_the_sets_are_what_the_configs_name():
 
 
 def test_the_module_is_a_command(tmp_path):
-    command = [sys.executable, "-m", "rtdmd_lightning.data.prompts", "geneval", "--folder", str(tmp_path)]
+    command = [sys.executable, "-m", "rtdmd_lightning.prompts", "geneval", "--folder", str(tmp_path)]
     done = subprocess.run(command, cwd=REPOSITORY, text=True, capture_output=True, check=True)
     assert "553" in done.stdout and (tmp_path / "geneval.jsonl").is_file()
     assert "sys.modules" not in done.stderr  # runpy's warning, where the package imports the module that is the command

@@ -7,8 +7,9 @@ import pytest
 
 from rtdmd_lightning.data import prompts
 from rtdmd_lightning.data.prompts import TRAINING_SAMPLE, load_prompts
-from rtdmd_lightning.errors import UserError
-from rtdmd_lightning.shapes.prompts import TAGS, held_out_prompts, is_held_out
+from rtdmd_lightning.geneval.vocabulary import TAGS
+from rtdmd_lightning.shapes.prompts import held_out_prompts, is_held_out
+from rtdmd_lightning.utils.errors import UserError
 
 
 @pytest.fixture

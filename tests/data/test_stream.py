@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from rtdmd_lightning.data import RolloutDataModule
 from rtdmd_lightning.data.stream import PromptStream, StepSampler, collate
-from rtdmd_lightning.errors import UserError
+from rtdmd_lightning.utils.errors import UserError
 
 PROMPTS = [{"prompt": f"prompt {number}", "number": number} for number in range(50)]
 

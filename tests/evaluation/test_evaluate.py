@@ -16,14 +16,14 @@ import torch
 import yaml
 
 from rtdmd_lightning import evaluate
-from rtdmd_lightning.configuration import compose
-from rtdmd_lightning.errors import readable_errors
 from rtdmd_lightning.evaluation import published
 from rtdmd_lightning.evaluation.images import read_image
 from rtdmd_lightning.evaluation.settings import Entry, PromptSet
-from rtdmd_lightning.inference import InferenceModel
-from rtdmd_lightning.models.lora import LoraSettings, adapter_parameters, adapter_state_dict, add_adapter
 from rtdmd_lightning.rewards.base import Reward
+from rtdmd_lightning.roles.inference import InferenceModel
+from rtdmd_lightning.roles.lora import LoraSettings, adapter_parameters, adapter_state_dict, add_adapter
+from rtdmd_lightning.utils.configuration import compose
+from rtdmd_lightning.utils.errors import readable_errors
 from tests.tiny import REPOSITORY, tiny_backbone
 
 SHIPPED = [path for path in sorted((REPOSITORY / "configs/evaluate").glob("*.yaml")) if path.name != "defaults.yaml"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rtdmd_lightning.evaluation.images import data_uri, read_image, write_image
-from rtdmd_lightning.evaluation.plan import content_digest, in_batches, plan_images, settings_digest, slug
+from rtdmd_lightning.evaluation.tasks import content_digest, in_batches, plan_images, settings_digest, slug
 
 
 @pytest.fixture

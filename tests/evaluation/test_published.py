@@ -2,9 +2,9 @@
 
 import pytest
 
-from rtdmd_lightning.configuration import compose
-from rtdmd_lightning.data.geneval_prompts import test_prompts as geneval_prompts
 from rtdmd_lightning.evaluation.published import FACTS, ROWS, published_scores
+from rtdmd_lightning.geneval.prompts import test_prompts as geneval_prompts
+from rtdmd_lightning.utils.configuration import compose
 from tests.tiny import REPOSITORY
 
 SD3M, KLEIN = "stabilityai/stable-diffusion-3-medium-diffusers", "black-forest-labs/FLUX.2-klein-base-4B"

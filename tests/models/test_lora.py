@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from rtdmd_lightning.errors import UserError
-from rtdmd_lightning.models import lora
 from rtdmd_lightning.modules import ACDMDModule
 from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR, TEACHER
+from rtdmd_lightning.roles import lora
+from rtdmd_lightning.utils.errors import UserError
 from tests.tiny import tiny_backbone, tiny_module, train
 
 

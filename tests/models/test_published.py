@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from rtdmd_lightning.models import lora
 from rtdmd_lightning.models.published import NAMES, published
+from rtdmd_lightning.roles import lora
 
 # Parameters of the transformer; adapted linear layers; adapter parameters at rank 32, `32 * (inputs + outputs)` each.
 ATTENTION = 32 * 2 * 1536  # SD3's layers are all square

@@ -7,9 +7,9 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.modules.settings import SamplerSettings
-from rtdmd_lightning.randomness import SampleRandom
+from rtdmd_lightning.utils.errors import UserError
+from rtdmd_lightning.utils.randomness import SampleRandom
 from tests.tiny import tiny_backbone, tiny_module
 
 

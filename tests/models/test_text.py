@@ -9,12 +9,12 @@ from diffusers import SD3Transformer2DModel
 from safetensors.torch import load_file
 
 from rtdmd_lightning import fit, sample
-from rtdmd_lightning.configuration import compose
-from rtdmd_lightning.data.embed import embed
 from rtdmd_lightning.data.embeddings import PromptEmbedder
-from rtdmd_lightning.errors import UserError, readable_errors
+from rtdmd_lightning.embed import embed
 from rtdmd_lightning.models import Flux2Backbone, FluxBackbone, SD3Backbone
 from rtdmd_lightning.models.families import FAMILIES, open_backbone
+from rtdmd_lightning.utils.configuration import compose
+from rtdmd_lightning.utils.errors import UserError, readable_errors
 from tests.tiny import REPOSITORY, write_config
 from tests.tiny_backbones import module_of
 

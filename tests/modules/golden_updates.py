@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader
 
 from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.models import SD3Backbone
-from rtdmd_lightning.models.lora import adapter_state_dict, load_adapter_state_dict
 from rtdmd_lightning.modules.core import DistillationModule
 from rtdmd_lightning.modules.settings import OptimizerSettings
+from rtdmd_lightning.roles.lora import adapter_state_dict, load_adapter_state_dict
 
 FOLDER = Path(os.environ.get("RTDMD_GOLDEN_UPDATES") or Path(__file__).parents[1] / "data/golden/updates")
 # Relative to the largest element, as the folder's README has them.

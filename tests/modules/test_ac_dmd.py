@@ -5,10 +5,10 @@ import torch
 from lightning import Trainer
 
 from rtdmd_lightning import objectives
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR
 from rtdmd_lightning.modules.settings import Consistency, EMASettings, RenoiseSettings, SamplerSettings
-from rtdmd_lightning.randomness import SampleRandom
+from rtdmd_lightning.utils.errors import UserError
+from rtdmd_lightning.utils.randomness import SampleRandom
 from tests.tiny import tiny_module
 
 CPU = torch.device("cpu")

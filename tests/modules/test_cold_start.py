@@ -2,8 +2,8 @@
 
 import pytest
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.modules.cold_start import cold_start_files
+from rtdmd_lightning.utils.errors import UserError
 
 OURS, THEIRS = "fake_score.pt", "fake_score_net.pt"
 

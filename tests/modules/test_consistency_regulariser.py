@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from rtdmd_lightning.modules.settings import Consistency
-from rtdmd_lightning.randomness import SampleRandom
-from rtdmd_lightning.structures import ExecutedStep, Subinterval
+from rtdmd_lightning.sampling.structures import ExecutedStep, Subinterval
+from rtdmd_lightning.utils.randomness import SampleRandom
 from tests.known import COS, SIN, KnownDraws, cps_mean, linear, per_sample, randn, renoised, with_fields
 from tests.tiny import tiny_module
 

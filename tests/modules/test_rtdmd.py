@@ -6,9 +6,9 @@ from collections import Counter
 import pytest
 
 from rtdmd_lightning import fit
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR, TEACHER
 from rtdmd_lightning.modules.rtdmd import COLD_START, RTDMDModule
+from rtdmd_lightning.utils.errors import UserError
 from tests.tiny_rtdmd import write_rtdmd_config
 
 

@@ -2,8 +2,6 @@
 
 import pytest
 
-from rtdmd_lightning.errors import UserError
-from rtdmd_lightning.models.lora import LoraSettings
 from rtdmd_lightning.modules.settings import (
     Consistency,
     FinalStepSettings,
@@ -11,6 +9,8 @@ from rtdmd_lightning.modules.settings import (
     PolicySettings,
     SamplerSettings,
 )
+from rtdmd_lightning.roles.lora import LoraSettings
+from rtdmd_lightning.utils.errors import UserError
 
 
 def test_the_rate_falls_linearly_over_the_last_steps():

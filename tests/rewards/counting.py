@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.serving.http_server import RewardServer
 from rtdmd_lightning.rewards.serving.scoring_queue import ScoringQueue, score_forever
+from rtdmd_lightning.utils.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -83,7 +83,7 @@ def served(
 def serve_process(*options: str) -> Iterator[subprocess.Popen]:
     """The command itself, in a process of its own, which does not outlive the block."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "rtdmd_lightning.rewards.serve", *options],
+        [sys.executable, "-m", "rtdmd_lightning.serve", *options],
         cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,

@@ -7,9 +7,9 @@ from safetensors.torch import load_file, save_file
 from torchvision.transforms import v2
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards.clipscore import ClipScoreReward
 from rtdmd_lightning.shapes.world import IMAGE_SIZE
+from rtdmd_lightning.utils.errors import UserError
 from tests.rewards.scorers import assert_gradient_is_right, pictures
 from tests.rewards.tiny_clip import PROMPTS, SIDE, package_logits, save_tiny_clip
 from tests.tiny import REPOSITORY

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards import compat
+from rtdmd_lightning.utils.errors import UserError
 
 
 def test_both_import_in_a_fresh_process_and_nothing_lent_stays():

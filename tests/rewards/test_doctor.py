@@ -4,11 +4,11 @@ import huggingface_hub.constants
 import pytest
 import torch
 
-from rtdmd_lightning.errors import UserError
-from rtdmd_lightning.rewards import doctor
-from rtdmd_lightning.rewards.doctor import Diagnosis, examine, hub_cache_only
+from rtdmd_lightning import doctor
+from rtdmd_lightning.doctor import Diagnosis, examine, hub_cache_only
 from rtdmd_lightning.rewards.registry import REWARDS, reward_class
 from rtdmd_lightning.rewards.weights import CACHE_VARIABLE, Source
+from rtdmd_lightning.utils.errors import UserError
 from tests.rewards.tiny_clip import save_tiny_clip
 
 CPU = torch.device("cpu")

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor, SwinConfig
 
-from rtdmd_lightning.errors import UserError
-from rtdmd_lightning.rewards.geneval import COCO_CLASSES, GenEvalReward, mask_box, threshold
-from rtdmd_lightning.rewards.geneval_color import COLORS, TEMPLATES, ColorNamer, cut_out
+from rtdmd_lightning.geneval.vocabulary import COCO_CLASSES, COLORS
+from rtdmd_lightning.rewards.geneval import GenEvalReward, mask_box, threshold
+from rtdmd_lightning.rewards.geneval_color import TEMPLATES, ColorNamer, cut_out
+from rtdmd_lightning.utils.errors import UserError
 from tests.rewards.scorers import pictures, to_pil
 
 CLIP = {

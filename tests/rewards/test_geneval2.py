@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards.geneval2 import GenEval2Reward, answer_spellings, questions, soft_tifa
+from rtdmd_lightning.utils.errors import UserError
 from tests.rewards import qwen
 from tests.rewards.scorers import pictures, to_pil
 

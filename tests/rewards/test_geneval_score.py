@@ -2,8 +2,8 @@
 
 import pytest
 
-from rtdmd_lightning.errors import UserError
-from rtdmd_lightning.rewards.geneval_score import MAX_OBJECTS_PER_CLASS, Detection, GenEvalScore, geneval_score
+from rtdmd_lightning.geneval.score import MAX_OBJECTS_PER_CLASS, Detection, GenEvalScore, geneval_score
+from rtdmd_lightning.utils.errors import UserError
 
 LEFT, MIDDLE, RIGHT = 5, 50, 95
 

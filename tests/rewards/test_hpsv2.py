@@ -10,9 +10,9 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards import compat
 from rtdmd_lightning.rewards.hpsv2 import ARCHITECTURE, FILENAME, HPSv2Reward, empty_clip
+from rtdmd_lightning.utils.errors import UserError
 from tests.rewards.scorers import (
     assert_autocast_changes_nothing,
     assert_frozen,

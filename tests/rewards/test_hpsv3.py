@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import Qwen2VLConfig, Qwen2VLModel, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards import hpsv3
 from rtdmd_lightning.rewards.hpsv3 import FILENAME, HPSv3Network, HPSv3Reward, current_keys
 from rtdmd_lightning.rewards.state import build_empty
+from rtdmd_lightning.utils.errors import UserError
 from tests.rewards import qwen
 from tests.rewards.scorers import pictures, published_shapes, to_pil
 

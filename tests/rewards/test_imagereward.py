@@ -6,15 +6,9 @@ import json
 import pytest
 import torch
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards import compat
-from rtdmd_lightning.rewards.imagereward import (
-    FILENAME,
-    MED_CONFIG,
-    VOCABULARY,
-    ImageRewardReward,
-    empty_image_reward,
-)
+from rtdmd_lightning.rewards.imagereward import FILENAME, MED_CONFIG, VOCABULARY, ImageRewardReward, empty_image_reward
+from rtdmd_lightning.utils.errors import UserError
 from tests.rewards.scorers import (
     assert_autocast_changes_nothing,
     assert_frozen,

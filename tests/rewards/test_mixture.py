@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.mixture import RewardError, RewardMixture
+from rtdmd_lightning.utils.errors import UserError
 
 PROMPTS = ["a dog", "a cat", "a cow"]
 METADATA: list[dict] = [{"n": 0}, {"n": 1}, {"n": 2}]

@@ -7,9 +7,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms.functional import to_tensor
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards.ocr import OCRReward, quoted_text, text_score
 from rtdmd_lightning.rewards.pixels import grey_levels
+from rtdmd_lightning.utils.errors import UserError
 
 
 def rendered(*lines: str) -> torch.Tensor:

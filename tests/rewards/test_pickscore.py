@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards.pickscore import PickScoreReward
 from rtdmd_lightning.rewards.weights import CACHE_VARIABLE
+from rtdmd_lightning.utils.errors import UserError
 from tests.rewards.scorers import assert_gradient_is_right, pictures
 from tests.rewards.tiny_clip import PROMPTS, SIDE, package_logits, save_tiny_clip
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 from transformers import CLIPImageProcessor, CLIPImageProcessorPil
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards.preprocess import ClipPreprocess, centre_crop, resize_shorter_side
+from rtdmd_lightning.utils.errors import UserError
 from tests.rewards.scorers import pictures, to_pil
 
 SIDE = 32

@@ -9,11 +9,11 @@ import pytest
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.mixture import RewardMixture
 from rtdmd_lightning.rewards.registry import REWARDS, reward_class
 from rtdmd_lightning.rewards.shapes import ShapesReward
+from rtdmd_lightning.utils.errors import UserError
 from tests.tiny import REPOSITORY
 
 PUBLISHED = {"clipscore", "pickscore", "hpsv2", "imagereward", "aesthetic", "hpsv3", "ocr", "geneval", "geneval2"}

@@ -13,16 +13,16 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.evaluation.images import write_image
-from rtdmd_lightning.evaluation.plan import ImageTask
 from rtdmd_lightning.evaluation.predict import ScoreImages
+from rtdmd_lightning.evaluation.tasks import ImageTask
 from rtdmd_lightning.rewards.mixture import RewardError, RewardGone, RewardMixture
 from rtdmd_lightning.rewards.remote import RemoteReward
 from rtdmd_lightning.rewards.shapes import ShapesReward
 from rtdmd_lightning.shapes.prompts import held_out_prompts
 from rtdmd_lightning.shapes.render import render_batch
 from rtdmd_lightning.shapes.world import sample_scene
+from rtdmd_lightning.utils.errors import UserError
 from tests.rewards.counting import REPOSITORY, CountingReward, serve_process, served, wait_until
 
 CPU = torch.device("cpu")

@@ -8,13 +8,13 @@ import urllib.parse
 import pytest
 import torch
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards.clipscore import ClipScoreReward
-from rtdmd_lightning.rewards.serve import build_reward, is_loopback, required_token, serve
 from rtdmd_lightning.rewards.serving.http_server import RewardServer
 from rtdmd_lightning.rewards.serving.scoring_queue import ScoringQueue
 from rtdmd_lightning.rewards.serving.wire import encode
 from rtdmd_lightning.rewards.shapes import ShapesReward
+from rtdmd_lightning.serve import build_reward, is_loopback, required_token, serve
+from rtdmd_lightning.utils.errors import UserError
 from tests.rewards.counting import CountingReward, serve_process, served, wait_until
 
 KEY = "0123456789abcdef" * 2

@@ -3,9 +3,9 @@
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards import weights
 from rtdmd_lightning.rewards.weights import CACHE_VARIABLE, loading, locate
+from rtdmd_lightning.utils.errors import UserError
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rtdmd_lightning.shapes import teacher, vae
+from rtdmd_lightning.pretraining import teacher, vae
 
 
 @pytest.fixture

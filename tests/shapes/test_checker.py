@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from rtdmd_lightning.geneval.vocabulary import TAGS
 from rtdmd_lightning.rewards.shapes import ShapesReward
 from rtdmd_lightning.shapes.checker import check, detect
-from rtdmd_lightning.shapes.prompts import TAGS, held_out_prompts
+from rtdmd_lightning.shapes.prompts import held_out_prompts
 from rtdmd_lightning.shapes.render import SQUARE_HALF_SIDE, render, render_batch
 from rtdmd_lightning.shapes.scoring import strict_scores
 from rtdmd_lightning.shapes.world import COLORS, GROUND_RANGE, RADIUS_RANGE, SHAPES, Placed, Scene, sample_scene

@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import CLIPModel, CLIPProcessor
 
-from rtdmd_lightning.rewards.clipscore import ClipScoreReward
-from rtdmd_lightning.shapes import clip
-from rtdmd_lightning.shapes.clip_pairs import (
+from rtdmd_lightning import pretrain_clip
+from rtdmd_lightning.pretraining import clip
+from rtdmd_lightning.pretraining.clip_pairs import (
     all_contents,
     content_of,
     draw,
@@ -17,6 +17,7 @@ from rtdmd_lightning.shapes.clip_pairs import (
     sample_neighbour,
     sample_pairs,
 )
+from rtdmd_lightning.rewards.clipscore import ClipScoreReward
 from rtdmd_lightning.shapes.prompts import is_held_out, training_prompts
 from rtdmd_lightning.shapes.world import Placed, Scene
 from tests.tiny import REPOSITORY
@@ -108,7 +109,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(clip, "retrieval_report", lambda folder: {"retrieval": 0.0})
 
     def _run(steps: int) -> dict:
-        clip.main(tmp_path / "out", tmp_path / "run", steps=steps, pairs=32)
+        pretrain_clip.main(tmp_path / "out", tmp_path / "run", steps=steps, pairs=32)
         return torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
 
     return _run

@@ -6,11 +6,12 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file
 
-from rtdmd_lightning.command_line import run_command
-from rtdmd_lightning.shapes import pretrain, teacher
+from rtdmd_lightning import pretrain_teacher as pretrain
+from rtdmd_lightning.pretraining import teacher
+from rtdmd_lightning.pretraining.vae import encode_all
 from rtdmd_lightning.shapes.dataset import sample_pairs
 from rtdmd_lightning.shapes.text import build_tokenizer
-from rtdmd_lightning.shapes.vae import encode_all
+from rtdmd_lightning.utils.command_line import run_command
 
 PAIRS = 32
 
@@ -37,14 +38,14 @@ class Watch(L.Callback):
 
 @pytest.fixture
 def run(small, tmp_path, monkeypatch):
-    """`python -m rtdmd_lightning.shapes.pretrain`: three steps on true captions, then `noisy_steps` on noisy ones."""
+    """`python -m rtdmd_lightning.pretrain_teacher`: three steps on true captions, then `noisy_steps` on noisy ones."""
 
     def _run(noisy_steps: int) -> list[dict]:
         watch = Watch()
         monkeypatch.setattr(teacher, "ScoreTeacher", lambda every_n_steps: watch)
         steps = ["--vae_steps=2", "--teacher_steps=3", f"--noisy_steps={noisy_steps}", f"--pairs={PAIRS}"]
         places = [f"--output={tmp_path / 'out'}", f"--run_dir={tmp_path / 'run'}"]
-        run_command(pretrain.main, "rtdmd_lightning.shapes.pretrain", [*steps, *places])
+        run_command(pretrain.main, "rtdmd_lightning.pretrain_teacher", [*steps, *places])
         return watch.seen
 
     return _run

@@ -5,12 +5,10 @@ import re
 import numpy as np
 import pytest
 
+from rtdmd_lightning.geneval.vocabulary import NUMBERS, RELATIONS, TAGS
 from rtdmd_lightning.shapes.dataset import TAG_WEIGHTS, sample_metadata
 from rtdmd_lightning.shapes.prompts import (
-    NUMBERS,
     PLURALS,
-    RELATIONS,
-    TAGS,
     held_out_prompts,
     is_held_out,
     names_unseen_pair,

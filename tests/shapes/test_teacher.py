@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rtdmd_lightning.shapes import teacher, vae
-from rtdmd_lightning.shapes.prompts import TAGS
+from rtdmd_lightning.geneval.vocabulary import TAGS
+from rtdmd_lightning.pretraining import teacher, vae
 from rtdmd_lightning.shapes.text import MAX_PROMPT_TOKENS
 
 PROMPTS = ["a photo of a red circle", "a tidy sketch of a cross above a square", "a icon of two crosses", ""]

@@ -4,7 +4,8 @@ import os
 import subprocess
 import sys
 
-from rtdmd_lightning.shapes.prompts import TAGS, prompts
+from rtdmd_lightning.geneval.vocabulary import TAGS
+from rtdmd_lightning.shapes.prompts import prompts
 from rtdmd_lightning.shapes.text import MAX_PROMPT_TOKENS, build_silent_t5, build_tokenizer
 from tests.tiny import REPOSITORY
 

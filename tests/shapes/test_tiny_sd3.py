@@ -7,11 +7,12 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 from torchvision.transforms.functional import to_tensor
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
+from rtdmd_lightning.geneval.vocabulary import TAGS
+from rtdmd_lightning.pretraining.vae import encode_all
 from rtdmd_lightning.shapes.dataset import sample_pairs
-from rtdmd_lightning.shapes.prompts import TAGS, held_out_prompts, prompts
+from rtdmd_lightning.shapes.prompts import held_out_prompts, prompts
 from rtdmd_lightning.shapes.render import render_batch
 from rtdmd_lightning.shapes.scoring import strict_scores, teacher_images
-from rtdmd_lightning.shapes.vae import encode_all
 from rtdmd_lightning.shapes.world import IMAGE_SIZE, sample_scene
 from tests.tiny import REPOSITORY
 

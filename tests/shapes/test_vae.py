@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import mse_loss
 
-from rtdmd_lightning.shapes import vae
+from rtdmd_lightning.pretrain_teacher import train_vae
+from rtdmd_lightning.pretraining import vae
 from rtdmd_lightning.shapes.dataset import sample_pairs
-from rtdmd_lightning.shapes.pretrain import train_vae
 from rtdmd_lightning.shapes.world import IMAGE_SIZE
 
 

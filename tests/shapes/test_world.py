@@ -5,8 +5,10 @@ import math
 import numpy as np
 import pytest
 
+from rtdmd_lightning.geneval.relation import spatial_relations
+from rtdmd_lightning.geneval.vocabulary import TAGS
 from rtdmd_lightning.shapes.dataset import sample_metadata, sample_pairs
-from rtdmd_lightning.shapes.prompts import TAGS, contents, held_out_prompts
+from rtdmd_lightning.shapes.prompts import contents, held_out_prompts
 from rtdmd_lightning.shapes.render import AREA_OF_UNIT, CENTROID_OF_UNIT, render, render_batch
 from rtdmd_lightning.shapes.world import (
     COLORS,
@@ -19,7 +21,6 @@ from rtdmd_lightning.shapes.world import (
     Placed,
     Scene,
     sample_scene,
-    spatial_relations,
 )
 
 

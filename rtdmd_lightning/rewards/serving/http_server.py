@@ -16,10 +16,10 @@ import socket
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.serving.scoring_queue import ScoringQueue
 from rtdmd_lightning.rewards.serving.wire import HOLD_SECONDS, decode
+from rtdmd_lightning.utils.errors import UserError
 
 CHUNK = 1 << 16
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.serving.wire import ScoreRequest
+from rtdmd_lightning.utils.errors import UserError
 
 KEEP_SECONDS = 3600.0  # how long an answer stays for a client that lost it
 

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards.pixels import to_pil
+from rtdmd_lightning.utils.errors import UserError
 
 TOKEN_VARIABLE = "RTDMD_REWARD_TOKEN"
 HOLD_SECONDS = 1.0  # how long the server keeps a question open before it says "not yet"

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from rtdmd_lightning.errors import UserError
 from rtdmd_lightning.rewards.serving.wire import decode, encode
+from rtdmd_lightning.utils.errors import UserError
 
 
 def test_a_round_trip():

@@ -1,7 +1,0 @@
-"""LoRA adapters outside of training: read from any format, stacked, applied, merged, written in any format."""
-
-from rtdmd_lightning.adapters.adapter import Adapter, LayerUpdate, stack
-from rtdmd_lightning.adapters.apply import check_fit, check_settings, inject, merge
-from rtdmd_lightning.adapters.reading import read
-
-__all__ = ["Adapter", "LayerUpdate", "check_fit", "check_settings", "inject", "merge", "read", "stack"]

@@ -1,0 +1,190 @@
+"""How fast and how large a run is: `python -m rtdmd_lightning.bench [--config X] [--options=[…]]` (`make bench`).
+
+Trains a few real steps of a config through the real trainer and reads the run's own `time/…` logs, then draws batches with the
+few-step student. Evaluation, checkpoints and loggers are off. On a CPU memory is the process's high-water mark, which counts
+whatever the process did before: this wants a process of its own.
+"""
+
+import json
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import lightning as L
+import torch
+
+from rtdmd_lightning import fit
+from rtdmd_lightning.data.stream import PromptBatch
+from rtdmd_lightning.modules import ACDMDModule
+from rtdmd_lightning.utils.command_line import run_command
+from rtdmd_lightning.utils.errors import UserError, readable_errors
+from rtdmd_lightning.utils.processes import closing_process_group, synchronize
+
+MIB = 2**20
+RSS_UNIT = 1 if platform.system() == "Darwin" else 1024  # getrusage counts in KiB, on macOS in bytes
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median and quartiles of some seconds."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.4f} | {self.low:.4f} to {self.high:.4f}"
+
+    @staticmethod
+    def of(seconds: list[float], *, parts: int = 1) -> "Timing":
+        """Each of `seconds` was taken by `parts` equal pieces of work; the timing is of one."""
+        low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
+        return Timing(median / parts, low / parts, high / parts)
+
+
+class Stopwatch(L.Callback):
+    """Keeps, of every step after the first `warm_up`, its seconds and its `time/…` logs; and the prompts of the last."""
+
+    def __init__(self, warm_up: int) -> None:
+        self.warm_up = warm_up
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+        self.prompts: list[str] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch: PromptBatch, batch_idx: int) -> None:
+        synchronize(pl_module.device)
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch: PromptBatch, batch_idx: int) -> None:
+        synchronize(pl_module.device)
+        step = time.perf_counter() - self._started
+        self.prompts = batch.prompts
+        if batch_idx < self.warm_up:
+            return
+        self.seconds["training_step"].append(step)
+        for name, value in trainer.callback_metrics.items():
+            if name.startswith("time/"):
+                self.seconds[name.removeprefix("time/")].append(float(value))
+
+
+def peak_memory(device: torch.device) -> float:
+    """MiB: the peak resident set of this process on a CPU, else the peak of the accelerator's allocator."""
+    if device.type != "cpu":
+        return torch.accelerator.max_memory_allocated() / MIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT / MIB
+
+
+def measure(config: Path, options: list[str], warm_up: int, repeats: int) -> dict:
+    """Timings in seconds, memory in MiB, and what they were measured on."""
+    imported = peak_memory(torch.device("cpu"))
+    with fit.bare_run(config, [*options, "--trainer.enable_progress_bar=false"], warm_up + repeats) as run:
+        module, stopwatch = run.model, Stopwatch(warm_up)
+        if not isinstance(module, ACDMDModule):
+            raise UserError(f"{config} is not a cold start; this measures ACDMDModule, not {type(module).__name__}")
+        run.trainer.callbacks.append(stopwatch)  # type: ignore[attr-defined] # Lightning sets it from elsewhere
+        run.trainer.fit(module, run.datamodule)
+    memory = peak_memory(module.device)
+    seconds = stopwatch.seconds
+    prompts = stopwatch.prompts[: module.batch_size // run.trainer.world_size]
+    sampling = Timing.of(sampling_seconds(module, prompts, warm_up, repeats))
+    timings = {"training_step": Timing.of(seconds["training_step"])}
+    if "rollout" in seconds:
+        timings["rollout"] = Timing.of(seconds["rollout"])
+    timings["fake_score_update"] = Timing.of(seconds["fake_updates"], parts=module.fake_update_ratio)
+    timings["generator_update"] = Timing.of(seconds["generator_update"])
+    timings["sampling"] = sampling
+    return {
+        "config": str(config),
+        "options": options,
+        "machine": machine(module.device),
+        "warm_up": warm_up,
+        "repeats": repeats,
+        "batch_size": module.batch_size,
+        "fake_update_ratio": module.fake_update_ratio,
+        "timings": {name: asdict(timing) for name, timing in timings.items()},
+        "images_per_second": len(prompts) / sampling.median,
+        "peak_memory": {"training": memory, "method": memory_method(module.device), "process_after_imports": imported},
+    }
+
+
+def sampling_seconds(module: ACDMDModule, prompts: list[str], warm_up: int, repeats: int) -> list[float]:
+    """Of drawing and decoding one batch with the few-step student."""
+    seconds = []
+    for repeat in range(warm_up + repeats):
+        synchronize(module.device)
+        start = time.perf_counter()
+        module.generate(prompts, range(len(prompts)), seed=repeat)
+        synchronize(module.device)
+        seconds.append(time.perf_counter() - start)
+    return seconds[warm_up:]
+
+
+def machine(device: torch.device) -> dict:
+    name = platform.processor() or platform.machine()
+    return {"device": str(device), "processor": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def memory_method(device: torch.device) -> str:
+    if device.type != "cpu":
+        return "peak of the accelerator's allocator (torch.accelerator.max_memory_allocated)"
+    return "peak resident set of the process, libraries included (getrusage, ru_maxrss)"
+
+
+def markdown_table(results: dict) -> str:
+    """Timings with their spread, then memory and throughput in a sentence each."""
+    batch, ratio, memory = results["batch_size"], results["fake_update_ratio"], results["peak_memory"]
+    titles = {
+        "training_step": f"training step ({ratio} fake-score updates, one generator update)",
+        "rollout": "its rollouts, without gradient",
+        "fake_score_update": "one fake-score update",
+        "generator_update": "one generator update",
+        "sampling": "drawing and decoding a batch with the few-step student",
+    }
+    rows = [f"| {titles[name]} | {Timing(**timing)} |" for name, timing in results["timings"].items()]
+    host = results["machine"]
+    notes = [
+        f"Batch {batch}, {results['repeats']} repeats after {results['warm_up']} for warm-up; {host['device']}, "
+        f"{host['threads']} threads, torch {host['torch']}.",
+        f"Sampling: {results['images_per_second']:.0f} images per second.",
+        f"Memory in training: {memory['training']:.0f} MiB, {memory['method']}; "
+        f"the process held {memory['process_after_imports']:.0f} MiB once the libraries were imported.",
+    ]
+    header = f"| {results['config']} | seconds, median | quartiles |\n| --- | ---: | ---: |"
+    return "\n".join([header, *rows, "", *notes]) + "\n"
+
+
+def benchmark(
+    config: Path = Path("configs/cold_start/tiny_sd3.yaml"),
+    options: list[str] | None = None,
+    warm_up: int = 3,
+    repeats: int = 15,
+    output: Path = Path("runs/bench.json"),
+) -> None:
+    """Measure, print a Markdown table, write the numbers.
+
+    Args:
+        config: of the run that is measured.
+        options: overrides for it, as on the command line of `rtdmd_lightning.fit`.
+        warm_up: steps, and batches drawn, before those that count.
+        repeats: steps, and batches drawn, that count.
+        output: the JSON file.
+    """
+    if warm_up < 1 or repeats < 2:
+        raise UserError(f"warm_up must be at least 1 and repeats at least 2, not {warm_up} and {repeats}")
+    results = measure(config, options or [], warm_up, repeats)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(results, indent=1) + "\n")
+    print(f"{markdown_table(results)}\nnumbers: {output}")
+
+
+def main(arguments: list[str]) -> None:
+    run_command(benchmark, "rtdmd_lightning.bench", arguments)
+
+
+if __name__ == "__main__":
+    with readable_errors(), closing_process_group():
+        main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""GenEval's vocabulary, prompts, relation rule and score, without any network."""

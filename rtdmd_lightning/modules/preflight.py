@@ -1,0 +1,95 @@
+"""What a training run is refused for before it loads or writes anything.
+
+What concerns one option alone is refused where the option is read: in the settings' and modules' constructors.
+"""
+
+from pathlib import Path
+
+from lightning import Trainer
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
+
+from rtdmd_lightning.data.stream import samples_per_process
+from rtdmd_lightning.modules.core import DistillationModule
+from rtdmd_lightning.modules.origin import ORIGIN_KEY, check_origin
+from rtdmd_lightning.modules.roles import SHARDED_KEY
+from rtdmd_lightning.utils.checkpointing import CHECKPOINTS, LAST, read_checkpoint
+from rtdmd_lightning.utils.errors import UserError, require
+
+PRECISIONS = (None, 32, "32", "32-true", "bf16", "bf16-mixed")  # as configs may write the two that there are
+
+
+def check_start(
+    trainer: Trainer, module: DistillationModule, precision: str | int | None, ckpt_path: str | None
+) -> Path | None:
+    """The checkpoint to go on from, None to begin. Raises UserError for a run that cannot be.
+
+    `precision` is what was asked for: on a CPU Lightning puts another in the place of some. `ckpt_path` is a checkpoint, or
+    "last": this run's own last one, and where it has saved none yet, the beginning.
+    """
+    check_trainer(trainer, precision)
+    samples_per_process(module.batch_size, trainer.world_size)
+    module.check()
+    folder = None if trainer.logger is None or trainer.log_dir is None else Path(trainer.log_dir)
+    if ckpt_path is None:
+        if folder is not None:
+            check_unused(folder)
+        return None
+    checkpoint = Path(ckpt_path)
+    if ckpt_path == "last":
+        if folder is None:
+            raise UserError("ckpt_path last is looked for where the run writes, and this one has no trainer.logger")
+        checkpoint = folder / CHECKPOINTS / LAST
+        if not checkpoint.exists():
+            return None
+    check_resumable(checkpoint, trainer, module)
+    return checkpoint
+
+
+def check_trainer(trainer: Trainer, precision: str | int | None) -> None:
+    """Refuse what the two manual optimizers, or adapters that take turns, do not work with."""
+    require(
+        precision in PRECISIONS and trainer.precision in PRECISIONS,
+        f"trainer.precision {precision or trainer.precision} is not supported: adapters stay in float32, and two optimizers "
+        "share no gradient scaler; give bf16-mixed (or 32-true), and the frozen base's dtype as model.backbone.dtype",
+    )
+    require(
+        trainer.world_size == 1 or _suits_several(trainer.strategy, trainer.world_size),
+        f"trainer.strategy does not suit {trainer.world_size} processes: give --trainer.strategy=ddp_find_unused_parameters_true "
+        f"or lightning.pytorch.strategies.ModelParallelStrategy, with --trainer.strategy.data_parallel_size={trainer.world_size} "
+        "--trainer.strategy.tensor_parallel_size=1",
+    )
+
+
+def _suits_several(strategy: Strategy, processes: int) -> bool:
+    """DDP must know that adapters take turns; FSDP2's own default is tensor parallelism, without which no data is shared."""
+    if isinstance(strategy, DDPStrategy):
+        return strategy._ddp_kwargs.get("find_unused_parameters", False)
+    if isinstance(strategy, ModelParallelStrategy):
+        return (strategy._data_parallel_size, strategy._tensor_parallel_size) == (processes, 1)
+    return isinstance(strategy, SingleDeviceStrategy)
+
+
+def check_unused(folder: Path) -> None:
+    """Refuse to begin a run among another one's evaluations and checkpoints: nobody could tell the two apart."""
+    if not (folder / "eval.jsonl").exists() and not any((folder / CHECKPOINTS).glob("*.ckpt")):
+        return
+    resume = "go on with it by --ckpt_path=last, or " if (folder / CHECKPOINTS / LAST).exists() else ""
+    raise UserError(
+        f"{folder} holds a run already: {resume}give this one another --trainer.logger.init_args.name, or delete that folder"
+    )
+
+
+def check_resumable(checkpoint: Path, trainer: Trainer, module: DistillationModule) -> None:
+    """Refuse another run's checkpoint, and one that Lightning would restore wrongly.
+
+    Under FSDP2 an unsharded checkpoint's second optimizer is: the fake score's momentum is lost.
+    """
+    if not checkpoint.exists():
+        raise UserError(f"ckpt_path {checkpoint} does not exist")
+    found = read_checkpoint(checkpoint)
+    check_origin(checkpoint, found.get(ORIGIN_KEY), module.origin())
+    if isinstance(trainer.strategy, ModelParallelStrategy) and not found[SHARDED_KEY]:
+        raise UserError(
+            f"{checkpoint} was saved without FSDP2 and cannot be resumed under ModelParallelStrategy (the fake score's "
+            "optimizer state would be lost); resume it with the strategy that it was saved with"
+        )

@@ -1,0 +1,1 @@
+"""Training the toy world's teacher, autoencoder and CLIP."""

@@ -1,0 +1,23 @@
+"""How the toy world's own networks are trained."""
+
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+
+
+def fit(module, batches, run_dir: Path, steps: int, *, precision="32-true", callbacks=()) -> None:
+    """One resumable Lightning run of `steps` optimizer steps."""
+    checkpoints = ModelCheckpoint(run_dir, save_last=True, every_n_train_steps=500)
+    trainer = L.Trainer(
+        max_steps=steps,
+        max_epochs=-1,
+        precision=precision,
+        gradient_clip_val=1.0,
+        logger=TensorBoardLogger(run_dir, name="", version=""),
+        callbacks=[checkpoints, RichProgressBar(), *callbacks],
+        log_every_n_steps=20,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, batches, ckpt_path="last")

@@ -1,0 +1,1 @@
+"""The few-step sampler and the rollouts that it makes."""

@@ -1,0 +1,103 @@
+"""Configs made of small files.
+
+A config may begin with `defaults: [other.yaml, …]`, paths relative to itself. The files are merged in that order (mappings
+key by key, everything else replaced), the config itself last. `python -m rtdmd_lightning.fit --config A --config B` merges A
+and B in the same manner, and options on the command line come after all of them.
+
+A file that is put after several kinds of runs may hold, under `for_module`, options that only some modules have: a mapping from
+the module's class to what is merged into its `init_args`. Those of other classes are left out.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rtdmd_lightning.utils.errors import UserError, user_error_in
+
+FOR_MODULE = "for_module"
+
+
+def compose(path: Path) -> dict[str, Any]:
+    """The config in a file, with its defaults merged in. Raises UserError for a missing or malformed file."""
+    merged = reduce(_merge, _chain(path, ()))
+    try:
+        composed = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"the config {path} cannot be resolved: {error}") from error
+    assert isinstance(composed, dict)
+    return {str(key): value for key, value in composed.items()}
+
+
+def _merge(base: Any, over: Any) -> Any:
+    if not (isinstance(base, dict) and isinstance(over, dict)):
+        return over
+    return base | {key: _merge(base.get(key), value) for key, value in over.items()}
+
+
+def _chain(path: Path, opened_by: tuple[Path, ...]) -> list[dict[str, Any]]:
+    path = path.resolve()
+    if path in opened_by:
+        raise UserError(f"the config {path} includes itself through its defaults")
+    if not path.is_file():
+        raise UserError(f"the config {path} does not exist" + (f" (wanted by {opened_by[-1]})" if opened_by else ""))
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"the config {path} is not valid YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"the config {path} must be a mapping of keys to values")
+    parents = config.pop("defaults", [])
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise UserError(f"the config {path}: 'defaults' must be a list of paths, not {parents!r}")
+    return [part for parent in parents for part in _chain(path.parent / parent, (*opened_by, path))] + [config]
+
+
+def for_module(config: dict[str, Any], module: str | None, path: Path) -> dict[str, Any]:
+    """The config with its `for_module` options of this class merged in. Raises UserError where no class is known."""
+    by_class = config.get(FOR_MODULE)
+    if by_class is None:
+        return config
+    if not isinstance(by_class, dict) or module is None:
+        raise UserError(
+            f"the config {path}: '{FOR_MODULE}' is a mapping from a module's class to its options, and needs a config before it "
+            "that says which module is trained (model.class_path)"
+        )
+    rest = {key: value for key, value in config.items() if key != FOR_MODULE}
+    return _merge(rest, {"model": {"init_args": by_class.get(module, {})}})
+
+
+def expand_config_arguments(arguments: list[str]) -> list[str]:
+    """Replace every `--config FILE` of a command line by one that holds the composed config itself."""
+    expanded, rest, module = [], iter(arguments), None
+    for argument in rest:
+        option, equals, value = argument.partition("=")
+        if option not in ("--config", "-c"):
+            expanded.append(argument)
+            continue
+        path = value if equals else next(rest, None)
+        if not path:
+            raise UserError("--config wants the path of a YAML file")
+        config = compose(Path(path))
+        model = config.get("model")
+        module = model.get("class_path", module) if isinstance(model, dict) else module
+        config = for_module(config, module, Path(path))
+        expanded.append(f"--config={yaml.safe_dump(config, sort_keys=False)}")
+    return expanded
+
+
+@contextmanager
+def refusals_of_libraries() -> Iterator[None]:
+    """While a command line's objects are made, what libraries raise of values that they cannot use is input at fault too."""
+    try:
+        yield
+    except (ValueError, MisconfigurationException) as error:
+        if user_error_in(error) is not None:
+            raise
+        raise UserError(str(error)) from error

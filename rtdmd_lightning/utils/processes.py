@@ -1,0 +1,62 @@
+"""This process, its device, and the group of processes it belongs to, outside of a trainer."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from rtdmd_lightning.utils.errors import UserError, first_line
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what an accelerator still has to do; a CPU has done it."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+
+
+def process_device(wanted: str | None) -> torch.device:
+    """The device of this process of a machine; by default an accelerator where there is one that works.
+
+    Raises UserError for one that is unknown or not there.
+    """
+    present = torch.accelerator.current_accelerator(check_available=True)
+    try:
+        device = of_this_process(torch.device(wanted) if wanted else present or torch.device("cpu"))
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch's for no such name, no such device, not built for it
+        raise UserError(f"--device {wanted} cannot be used: {first_line(error)}") from error
+
+
+def of_this_process(device: torch.device) -> torch.device:
+    """Of several accelerators of a kind, the one that a process of this machine should take."""
+    if device.type == "cpu" or device.index is not None:
+        return device
+    return torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
+
+
+@contextmanager
+def processes() -> Iterator[tuple[int, int]]:
+    """This process's rank and how many there are; they wait for each other at the end."""
+    if not torch.distributed.is_torchelastic_launched():
+        yield 0, 1
+        return
+    torch.distributed.init_process_group("gloo")
+    try:
+        yield torch.distributed.get_rank(), torch.distributed.get_world_size()
+        torch.distributed.barrier()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def closing_process_group() -> Iterator[None]:
+    """Leave the process group, if a trainer has made one, when the work is done.
+
+    A gloo worker thread that still holds a tensor when the interpreter goes away aborts the process, and torchrun then calls
+    the finished run a failure (pytorch/pytorch#179291); Lightning leaves the group on exit for nccl only. Not after an error:
+    leaving waits for collectives under way, which the others may never join.
+    """
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
