@@ -12,7 +12,7 @@ from rtdmd_lightning.method.ac_dmd import (
     renoise_level,
     table_level,
 )
-from rtdmd_lightning.method.cps import cps_kl, cps_log_prob, cps_mean_std, cps_step, fresh_noise_share, posterior_step
+from rtdmd_lightning.method.cps import cps_log_prob, cps_mean_std, cps_step, fresh_noise_share, posterior_step
 from rtdmd_lightning.method.dmd import distribution_matching_loss, noise_free_pair
 from rtdmd_lightning.method.flow import (
     at_least_float32,
@@ -29,6 +29,7 @@ from rtdmd_lightning.method.flow import (
     renoise_scale,
     shift_sigmas,
 )
+from rtdmd_lightning.method.gaussian_step import step_kl, step_log_prob
 from rtdmd_lightning.method.policy import (
     clipped_policy_loss,
     group_advantages,
@@ -45,7 +46,6 @@ __all__ = [
     "clipped_policy_loss",
     "consistency_loss",
     "consistency_target_level",
-    "cps_kl",
     "cps_log_prob",
     "cps_mean_std",
     "cps_step",
@@ -73,5 +73,7 @@ __all__ = [
     "renoise_scale",
     "reward_hinge_loss",
     "shift_sigmas",
+    "step_kl",
+    "step_log_prob",
     "table_level",
 ]

@@ -10,8 +10,8 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from rtdmd_lightning.evaluation.tasks import UNSEEN_IN_IMAGES
-from rtdmd_lightning.modules.settings import SamplerSettings
 from rtdmd_lightning.roles.inference import even_steps
+from rtdmd_lightning.sampling.sampler import SamplerSettings
 
 TEMPLATE = """---
 {{ card_data }}
