@@ -17,10 +17,10 @@ from rtdmd_lightning.models.identity import identity
 from rtdmd_lightning.sampling.structures import Conditioning
 from rtdmd_lightning.utils.command_line import run_command
 from rtdmd_lightning.utils.errors import UserError
-from tests.data.test_embeddings import CountingBackbone, assert_encodes
-from tests.tiny import load_checkpoint, tiny_backbone, write_config
-from tests.tiny_backbones import OPTIONS, save_tiny_flux, save_tiny_flux2
-from tests.tiny_rtdmd import save_cold_start, write_rtdmd_config
+from tests.support.counting_backbone import CountingBackbone, assert_encodes
+from tests.support.tiny import load_checkpoint, tiny_backbone, write_config
+from tests.support.tiny_backbones import OPTIONS, save_tiny_flux, save_tiny_flux2
+from tests.support.tiny_rtdmd import save_cold_start, write_rtdmd_config
 
 CPU = torch.device("cpu")
 PROMPTS = ["a red circle", "two blue crosses", "a red circle", ""]
