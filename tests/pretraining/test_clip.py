@@ -106,7 +106,7 @@ def run(tmp_path, monkeypatch):
     """The command with a model small enough to train in a second."""
     for name, value in {"WIDTH": 16, "VISION_LAYERS": 1, "TEXT_LAYERS": 1, "BATCH_SIZE": 8}.items():
         monkeypatch.setattr(clip, name, value)
-    monkeypatch.setattr(clip, "retrieval_report", lambda folder: {"retrieval": 0.0})
+    monkeypatch.setattr(pretrain_clip, "retrieval_report", lambda folder: {"retrieval": 0.0})
 
     def _run(steps: int) -> dict:
         pretrain_clip.main(tmp_path / "out", tmp_path / "run", steps=steps, pairs=32)
