@@ -18,9 +18,9 @@ from rtdmd_lightning.modules.roles import EMA, GENERATOR
 from rtdmd_lightning.roles import Adapter, LayerUpdate, writing
 from rtdmd_lightning.roles.lora import LoraSettings, adapter_state_dict
 from rtdmd_lightning.utils.errors import UserError, readable_errors
-from tests.random_adapters import assert_same, random_adapter
-from tests.tiny import tiny_backbone, tiny_module
-from tests.tiny_backbones import save_tiny_flux
+from tests.support.random_adapters import assert_same, random_adapter
+from tests.support.tiny import tiny_backbone, tiny_module
+from tests.support.tiny_backbones import save_tiny_flux
 
 FORMATS = ("published", "peft", "diffusers")
 

@@ -10,8 +10,8 @@ from torchvision.io import read_image
 from rtdmd_lightning.demo import demo
 from rtdmd_lightning.modules.core import DistillationModule
 from rtdmd_lightning.utils.errors import UserError
-from tests.tiny import write_config
-from tests.tiny_rtdmd import write_rtdmd_config
+from tests.support.tiny import write_config
+from tests.support.tiny_rtdmd import write_rtdmd_config
 
 PROMPTS, UPDATES = 12, 2
 ROWS = ["teacher, 50 steps, CFG 3", "teacher, 4 steps, no CFG", "cold start, 4 steps, no CFG", "RTDMD, 4 steps, no CFG"]

@@ -18,7 +18,7 @@ from rtdmd_lightning.roles import lora
 from rtdmd_lightning.roles.inference import InferenceModel
 from rtdmd_lightning.utils.errors import UserError
 from rtdmd_lightning.utils.randomness import SampleRandom
-from tests.tiny_backbones import OPTIONS, RESOLUTION, TEXT_TOKENS, module_of, tiny_backbones
+from tests.support.tiny_backbones import OPTIONS, RESOLUTION, TEXT_TOKENS, module_of, tiny_backbones
 
 CPU = torch.device("cpu")
 PROMPTS = ["a photo of a red circle", "a photo of two crosses"]

@@ -21,7 +21,7 @@ from rtdmd_lightning.objectives import group_advantages
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.mixture import RewardMixture
 from rtdmd_lightning.roles.lora import LoraSettings
-from tests.modules.golden_updates import (
+from tests.support.golden_updates import (
     LAYOUT,
     OF_CHANGES,
     OF_PARAMETERS,

@@ -18,7 +18,7 @@ from rtdmd_lightning.modules.core import DistillationModule
 from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR
 from rtdmd_lightning.planning import tables
 from rtdmd_lightning.planning.estimate import MOMENTS
-from tests.tiny import REPOSITORY
+from tests.support.tiny import REPOSITORY
 
 TOLERANCE = 0.15
 QUIET = [
