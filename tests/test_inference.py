@@ -200,7 +200,7 @@ def test_an_evaluation_says_with_which_guidance_it_draws(flux, tmp_path):
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     _, _, told = evaluate.parse([f"--config={tmp_path / 'config.yaml'}"])
-    assert {name: entry["guidance_scale"] for name, entry in told.items()} == {
+    assert {name: entry["guidance_scale"] for name, entry in told["entries"].items()} == {
         "base": 3.5,
         "asked": 2.0,
         "student": 1.0,
