@@ -14,9 +14,9 @@ from rtdmd_lightning import fit
 from rtdmd_lightning.callbacks import RewardEvalCallback, reward_eval
 from rtdmd_lightning.callbacks.diversity import DiversitySettings
 from rtdmd_lightning.data.prompts import load_prompts
-from rtdmd_lightning.modules.roles import EMA, GENERATOR
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.mixture import RewardError
+from rtdmd_lightning.roles.roles import EMA, GENERATOR
 from rtdmd_lightning.utils.errors import UserError
 from tests.support.held_out import COUNT, PROMPTS, Length
 from tests.support.tiny import write_config

@@ -4,12 +4,14 @@ import pytest
 import torch
 
 from rtdmd_lightning.data.stream import PromptBatch
+from rtdmd_lightning.losses import Consistency
 from rtdmd_lightning.modules import ACDMDModule, ac_dmd, matching
 from rtdmd_lightning.modules.ac_dmd import Update
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
-from rtdmd_lightning.modules.settings import Consistency, EMASettings, SamplerSettings
+from rtdmd_lightning.modules.optimization import EMASettings
 from rtdmd_lightning.objectives import renoise_scale
 from rtdmd_lightning.roles.lora import LoraSettings
+from rtdmd_lightning.roles.roles import EMA, FAKE_SCORE, GENERATOR
+from rtdmd_lightning.sampling.sampler import SamplerSettings
 from tests.support.golden_updates import (
     FOLDER,
     LAYOUT,

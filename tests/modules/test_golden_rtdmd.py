@@ -7,20 +7,16 @@ import torch
 
 from rtdmd_lightning.data.rollout import Rollout
 from rtdmd_lightning.data.stream import PromptBatch
+from rtdmd_lightning.losses import Consistency, FinalStepSettings, PolicySettings
 from rtdmd_lightning.modules import RTDMDModule, matching, reinforcement, rtdmd
 from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE, GENERATOR_FILE
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
-from rtdmd_lightning.modules.settings import (
-    Consistency,
-    EMASettings,
-    FinalStepSettings,
-    PolicySettings,
-    SamplerSettings,
-)
+from rtdmd_lightning.modules.optimization import EMASettings
 from rtdmd_lightning.objectives import group_advantages
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.mixture import RewardMixture
 from rtdmd_lightning.roles.lora import LoraSettings
+from rtdmd_lightning.roles.roles import EMA, FAKE_SCORE, GENERATOR
+from rtdmd_lightning.sampling.sampler import SamplerSettings
 from tests.support.golden_updates import (
     LAYOUT,
     OF_CHANGES,
@@ -166,9 +162,9 @@ def run(golden, cold_start, case, monkeypatch):
 
     monkeypatch.setattr(rtdmd, "with_advantages", displaced)
     averages = []
-    update_ema = module.update_ema
+    move_average = module.move_average
     monkeypatch.setattr(
-        module, "update_ema", lambda moves: update_ema(moves) or averages.append(adapter_of(module, EMA))
+        module, "move_average", lambda moves: move_average(moves) or averages.append(adapter_of(module, EMA))
     )
     spy, steps = Spy(monkeypatch), Steps(module, monkeypatch)
     spy.on(module, "backward_in", "sample")
