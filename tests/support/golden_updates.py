@@ -161,7 +161,7 @@ class Steps:
         self.after: dict[str, list[Tensor]] = {}
         self.clipped: list[Tensor] = []
         self._original = module.optimize.step
-        monkeypatch.setattr(module, "step_optimizer", self._step)
+        monkeypatch.setattr(module.optimize, "step", self._step)
 
     def _step(self, role: str) -> Tensor:
         self.gradients.setdefault(role, []).append(self._gradient(role))
