@@ -9,7 +9,7 @@ from rtdmd_lightning.method.flow import at_least_float32, broadcast_sigma, clean
 
 
 def fresh_noise_share(eta: float) -> float:
-    """`sin(ηπ/2)`, in [0, 1]: the share of the noise at a level σ' that a CPS step draws afresh; its std is σ' times this."""
+    """`sin(ηπ/2)`, in [0, 1]: the share of fresh noise in a CPS step, whose std is σ' times this (METHOD section 1)."""
     return math.sin(eta * math.pi / 2)
 
 
@@ -55,7 +55,7 @@ def cps_log_prob(
     """`logp = -mean_over_pixels((x_σ' - mean)²)`, `[B]` (METHOD section 1).
 
     The Gaussian's `1/(2·std²)` and its normaliser are left out on purpose: all steps are then on one scale, to which the tiny
-    clip range of the policy loss is tuned. `exact=True` is the true log density, summed over all elements; it raises
+    clip range of the policy loss is tuned. `exact=True` (*ours*) is the true log density, summed over all elements; it raises
     ValueError for a deterministic step (η = 0 or σ' = 0). Nothing is detached: the gradient reaches whatever carries one.
     """
     mean, std = cps_mean_std(sample, velocity, sigma=sigma, sigma_next=sigma_next, eta=eta)
@@ -73,7 +73,8 @@ def cps_log_prob(
 def cps_kl(mean: Tensor, reference_mean: Tensor, *, std: Tensor | float, exact: bool = False) -> Tensor:
     """KL divergence of two CPS steps of equal std, `[B]`: `mean_over_pixels((mean - mean_ref)²) / (2·std²)` (METHOD section 4).
 
-    It carries the `1/(2·std²)` that `cps_log_prob` leaves out. `exact` sums over all elements instead: the Gaussians' own.
+    It carries the `1/(2·std²)` that `cps_log_prob` leaves out. `exact` (*ours*) is that of the two Gaussians: the sum over all
+    elements, not their mean.
     """
     squared = (at_least_float32(mean) - at_least_float32(reference_mean)) ** 2
     divergence = (squared / (2 * torch.as_tensor(std) ** 2)).flatten(1)
@@ -83,7 +84,7 @@ def cps_kl(mean: Tensor, reference_mean: Tensor, *, std: Tensor | float, exact: 
 def posterior_step(
     sample: Tensor, velocity: Tensor, *, sigma: Tensor | float, sigma_next: Tensor | float, noise: Tensor
 ) -> Tensor:
-    """`x' = (1-t')·x̂0 + t'·(ρ·ε̂ + sqrt(1-ρ²)·z)` with `ρ = t'(1-t)/(t(1-t'))` (METHOD section 3.2, `posterior`).
+    """`x' = (1-t')·x̂0 + t'·(ρ·ε̂ + sqrt(1-ρ²)·z)` with `ρ = t'(1-t)/(t(1-t'))` (METHOD section 3.2, *ours*).
 
     The Gaussian bridge of the forward process with x̂0 for x0: exact in the mean, and in law as t' → t.
     Levels with 0 <= t' <= t and t > 0; t' = 0 gives x̂0.

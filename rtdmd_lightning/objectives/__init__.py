@@ -1,4 +1,4 @@
-"""The method as pure functions of tensors: no Lightning, no configuration, no device."""
+"""The method as pure functions of tensors: no Lightning, no configuration, no device. `method/README.md` has the equations."""
 
 from rtdmd_lightning.method.ac_dmd import (
     ambient_velocity_target,
