@@ -181,7 +181,7 @@ def model_card(result: Result, repo_id: str, prompt: str = "a photo of two red c
 def method_text() -> str:
     """The method's README as it is published. Links into this repository become plain text; they lead nowhere on the hub."""
     readme = Path(method.__file__).with_name("README.md")
-    return re.sub(r"\[([^\]]+)\]\((?!http)[^)]*\)", r"\1", readme.read_text(encoding="utf-8"))
+    return re.sub(r"\[([^\[\]\n]+)\]\(\.\./[^\s)]+\)", r"\1", readme.read_text(encoding="utf-8"))
 
 
 def _evaluated(metric: str, value: float) -> EvalResult:
