@@ -46,7 +46,7 @@ class Measures:
 
 
 def trained_weights(module: L.LightningModule) -> dict[str, float]:
-    """The rewards that a module is trained on; none in stage 1. One of weight 0 pulls at nothing."""
+    """The rewards that a module is trained on; none in stage 1. A reward of weight 0 is not trained on."""
     if not isinstance(module, ReinforcementModule):
         return {}
     return {name: weight for name, weight in module.rewards.weights.items() if weight != 0}

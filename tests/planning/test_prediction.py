@@ -1,4 +1,4 @@
-"""What is planned against what is measured: the shipped configs of the embedded world, through the real trainer, in one process.
+"""What is planned against what is measured: the shipped configs of the toy world, through the real trainer, in one process.
 
 Measured are, from the second step on, the tensors that are alive when it begins (Python's garbage collector knows them all) and
 every allocation and release that torch's CPU allocator reports to the profiler while it runs. Neither is seen by the plan.
