@@ -17,10 +17,10 @@ from rtdmd_lightning import fit
 from rtdmd_lightning.data.prompts import load_prompts, spread
 from rtdmd_lightning.evaluation.side_by_side import save_side_by_side
 from rtdmd_lightning.models.pipeline import PipelineBackbone
-from rtdmd_lightning.modules.core import DistillationModule
 from rtdmd_lightning.modules.preflight import check_unused
-from rtdmd_lightning.modules.roles import TEACHER
+from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.rewards.pixels import to_pil
+from rtdmd_lightning.roles.roles import TEACHER
 from rtdmd_lightning.shapes.scoring import draw_in_batches, strict_scores, teacher_images
 from rtdmd_lightning.studies.study import write_json
 from rtdmd_lightning.utils.checkpointing import CHECKPOINTS, LAST
@@ -103,7 +103,7 @@ def train(config: Path, options: list[str]) -> fit.FitCLI:
     return fit.main(arguments)
 
 
-def of_teacher(module: DistillationModule, prompts: list[str], steps: int, guidance_scale: float) -> Tensor:
+def of_teacher(module: FewStepModule, prompts: list[str], steps: int, guidance_scale: float) -> Tensor:
     backbone = module.backbone
     assert isinstance(backbone, PipelineBackbone)
     with module.roles.role(TEACHER):  # the pipeline's transformer is the shared base: adapters off
@@ -117,7 +117,7 @@ def of_teacher(module: DistillationModule, prompts: list[str], steps: int, guida
         )
 
 
-def of_student(module: DistillationModule, prompts: list[str]) -> Tensor:
+def of_student(module: FewStepModule, prompts: list[str]) -> Tensor:
     return draw_in_batches(lambda i: module.generate([prompts[j] for j in i], i, seed=SEED), len(prompts))
 
 

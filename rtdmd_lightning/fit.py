@@ -16,8 +16,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from rtdmd_lightning.data import RolloutDataModule
-from rtdmd_lightning.modules.core import DistillationModule
 from rtdmd_lightning.modules.preflight import check_start
+from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.utils.configuration import expand_config_arguments, refusals_of_libraries
 from rtdmd_lightning.utils.errors import UserError, readable_errors
 from rtdmd_lightning.utils.processes import closing_process_group
@@ -51,7 +51,7 @@ def parse(arguments: list[str], cli: type[FitCLI] = FitCLI) -> FitCLI:
         warnings.filterwarnings("ignore", message=message)
     with refusals_of_libraries():
         return cli(
-            DistillationModule,
+            FewStepModule,
             RolloutDataModule,
             subclass_mode_model=True,
             args=expand_config_arguments(arguments),

@@ -16,7 +16,6 @@ from rich.table import Table
 from rtdmd_lightning import fit
 from rtdmd_lightning.data.rollout import Rollout
 from rtdmd_lightning.modules import RTDMDModule
-from rtdmd_lightning.modules.roles import GENERATOR
 from rtdmd_lightning.studies.gradient_noise import Moments, gradients
 from rtdmd_lightning.utils.command_line import run_command, wide_console
 from rtdmd_lightning.utils.errors import UserError, readable_errors
@@ -34,13 +33,12 @@ def measure(config: Path, options: list[str], epochs: int) -> tuple[dict[str, Mo
             raise UserError(f"{config} is not a stage 2; this measures RTDMDModule, not {type(module).__name__}")
 
         def take_apart(rollouts: Sequence[Rollout], epoch: int, chosen: Sequence[int]) -> None:
-            guidance_scale = module.draw_guidance(epoch)
+            guidance_scale = module.matching.draw_guidance(module.seed, epoch)
             for rollout in rollouts:
-                for name, of_sum in gradients(module, rollout, chosen, guidance_scale):
-                    moments[name].add(of_sum / len(rollout.advantages))
-            module.step_optimizer(GENERATOR)  # no gradients: nothing moves, but the epoch is counted
+                for name, of_term in gradients(module, rollout, chosen, guidance_scale):
+                    moments[name].add(of_term)
 
-        module.update_generator = take_apart  # type: ignore[method-assign]
+        module.listeners.append(take_apart)
         run.trainer.fit(module, run.datamodule)
     return dict(moments), module.micro_batches
 

@@ -122,7 +122,7 @@ def _record(job: Job, model: InferenceModel, images: list[dict]) -> dict[str, An
     options = vars(job) | {"out": str(job.out), "adapters": list(job.adapters), "prompt": list(job.prompt)}
     return {
         "options": options,
-        "sigmas": model.sigmas,
+        "sigmas": model.sampler.sigmas,
         "adapter_files": {path: _digests(Path(path)) for path in job.adapters},
         "device": str(model.device),
         "versions": {package: version(package) for package in ("torch", "diffusers", "transformers", "peft")},

@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.pair import Pair
-from tests.tiny import save_tiny_pipeline
+from tests.support.pair import Pair
+from tests.support.tiny import save_tiny_pipeline
 
 torch.set_num_threads(1)
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from rtdmd_lightning import bench as benchmarks
 from rtdmd_lightning import fit
 from rtdmd_lightning.utils.processes import closing_process_group, of_this_process, process_device
-from tests.tiny import REPOSITORY, write_config
+from tests.support.tiny import REPOSITORY, write_config
 
 # The second process does not wait for its sums, so that many are under way when it has nothing left to do. Without the
 # context it aborts: "terminate called without an active exception".

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rtdmd_lightning.modules.core import DistillationModule
 
 from rtdmd_lightning import fit
 from rtdmd_lightning.data import RolloutDataModule
-from rtdmd_lightning.modules.core import DistillationModule
 from rtdmd_lightning.utils.configuration import compose
-from rtdmd_lightning.utils.errors import UserError, readable_errors
-from tests.tiny import REPOSITORY, run, write_config
+from rtdmd_lightning.utils.errors import UserError
+from tests.support.runs import refused
+from tests.support.tiny import REPOSITORY, run, write_config
 
 SHIPPED = sorted(
     path
@@ -18,17 +19,6 @@ SHIPPED = sorted(
     for path in (REPOSITORY / "configs" / stage).glob("*.yaml")
     if path.name != "defaults.yaml"
 )
-
-
-def refused(capsys, *arguments: str) -> str:
-    """The sentence on stderr."""
-    with pytest.raises(SystemExit) as exit_, readable_errors():
-        fit.main(list(arguments))
-    assert exit_.value.code == 2
-    sentences = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(sentences) == 1
-    assert "Union" not in sentences[0] and len(sentences[0]) < 400  # not the parser's dump of the whole configuration
-    return sentences[0]
 
 
 @pytest.mark.parametrize(

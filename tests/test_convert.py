@@ -8,19 +8,19 @@ import pytest
 import torch
 from diffusers import FluxPipeline, SD3Transformer2DModel, StableDiffusion3Pipeline
 from peft import LoraConfig, PeftModel, get_peft_model
+from rtdmd_lightning.modules.roles import EMA, GENERATOR
 from safetensors.torch import load_file, save_file
 
 from rtdmd_lightning import convert
 from rtdmd_lightning import roles as adapters
 from rtdmd_lightning.callbacks.export import write_adapter
 from rtdmd_lightning.models.families import skeleton
-from rtdmd_lightning.modules.roles import EMA, GENERATOR
 from rtdmd_lightning.roles import Adapter, LayerUpdate, writing
 from rtdmd_lightning.roles.lora import LoraSettings, adapter_state_dict
 from rtdmd_lightning.utils.errors import UserError, readable_errors
-from tests.random_adapters import assert_same, random_adapter
-from tests.tiny import tiny_backbone, tiny_module
-from tests.tiny_backbones import save_tiny_flux
+from tests.support.random_adapters import assert_same, random_adapter
+from tests.support.tiny import tiny_backbone, tiny_module
+from tests.support.tiny_backbones import save_tiny_flux
 
 FORMATS = ("published", "peft", "diffusers")
 

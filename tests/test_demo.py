@@ -5,13 +5,13 @@ from contextlib import suppress
 
 import pytest
 import torch
+from rtdmd_lightning.modules.core import DistillationModule
 from torchvision.io import read_image
 
 from rtdmd_lightning.demo import demo
-from rtdmd_lightning.modules.core import DistillationModule
 from rtdmd_lightning.utils.errors import UserError
-from tests.tiny import write_config
-from tests.tiny_rtdmd import write_rtdmd_config
+from tests.support.tiny import write_config
+from tests.support.tiny_rtdmd import write_rtdmd_config
 
 PROMPTS, UPDATES = 12, 2
 ROWS = ["teacher, 50 steps, CFG 3", "teacher, 4 steps, no CFG", "cold start, 4 steps, no CFG", "RTDMD, 4 steps, no CFG"]
@@ -24,17 +24,23 @@ class Interrupted(Exception):
 @pytest.fixture
 def run(tiny_folder, tmp_path, monkeypatch, capsys):
     """Call the demo; returns the generator updates made by stage, and what was printed."""
-    configs = write_config(tmp_path / "a", tiny_folder), write_rtdmd_config(tmp_path / "b", tiny_folder, tmp_path)
+    one_move = {"ema": {"moves": 1}}
+    configs = (
+        write_config(tmp_path / "a", tiny_folder, **one_move),
+        write_rtdmd_config(tmp_path / "b", tiny_folder, tmp_path, **one_move),
+    )
     update_ema = DistillationModule.update_ema
 
     def _run(*, options=(), rtdmd_options=(), interrupt_at=None):
         updates: Counter = Counter()
 
-        def counting(module):
+        def counting(module, moves):
+            if not moves:
+                return  # before the generator's update; the configs have one move, after it
             updates[type(module).__name__] += 1
             if interrupt_at == (type(module).__name__, module.global_step):
                 raise Interrupted
-            update_ema(module)
+            update_ema(module, moves)
 
         monkeypatch.setattr(DistillationModule, "update_ema", counting)
         with suppress(Interrupted):

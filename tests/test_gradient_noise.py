@@ -10,8 +10,8 @@ from rtdmd_lightning.data.stream import StepSampler
 from rtdmd_lightning.gradient_noise import Moments, measure
 from rtdmd_lightning.modules import RTDMDModule
 from rtdmd_lightning.utils.errors import UserError
-from tests.tiny import write_config
-from tests.tiny_rtdmd import save_cold_start, write_rtdmd_config
+from tests.support.tiny import write_config
+from tests.support.tiny_rtdmd import save_cold_start, write_rtdmd_config
 
 
 def moments_of(gradients: torch.Tensor) -> Moments:

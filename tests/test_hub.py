@@ -8,17 +8,17 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from rtdmd_lightning.modules.roles import EMA, GENERATOR
 
 from rtdmd_lightning import fit, hub
 from rtdmd_lightning import roles as adapters
 from rtdmd_lightning.callbacks.export import write_adapter
-from rtdmd_lightning.modules.roles import EMA, GENERATOR
 from rtdmd_lightning.publishing.model_card import Result, model_card
 from rtdmd_lightning.roles.lora import adapter_state_dict
 from rtdmd_lightning.utils.errors import UserError
-from tests.fake_hub import TOKEN, fake_hub
-from tests.tiny import REPOSITORY, tiny_module, write_config
-from tests.tiny_backbones import save_tiny_flux
+from tests.support.fake_hub import TOKEN, fake_hub
+from tests.support.tiny import REPOSITORY, tiny_module, write_config
+from tests.support.tiny_backbones import save_tiny_flux
 
 NAME = "someone/tiny-rtdmd"
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.tiny import REPOSITORY
+from tests.support.tiny import REPOSITORY
 
 LOCATE = 'import importlib.util as util; print(util.find_spec("rtdmd_lightning").origin, util.find_spec("tests"))'
 

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from rtdmd_lightning import fit
-from tests.tiny import REPOSITORY
+from tests.support.tiny import REPOSITORY
 
 PAPER = json.loads((REPOSITORY / "tests/data/paper_constants.json").read_text())
 MODELS = list(PAPER["models"])

@@ -4,10 +4,11 @@ import signal
 
 import pytest
 import torch
-
 from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
-from tests.tiny import load_checkpoint, run, write_config
-from tests.tiny_rtdmd import save_cold_start, write_rtdmd_config
+
+from tests.support.runs import assert_identical
+from tests.support.tiny import load_checkpoint, run, write_config
+from tests.support.tiny_rtdmd import save_cold_start, write_rtdmd_config
 
 
 def test_sigkill_in_the_middle_of_a_step_then_resume_is_bit_identical(tiny_folder, tmp_path):
@@ -16,7 +17,9 @@ def test_sigkill_in_the_middle_of_a_step_then_resume_is_bit_identical(tiny_folde
 
     killed = write_config(tmp_path / "killed", tiny_folder)
     arguments = ("--config", str(killed), "--trainer.max_steps=4")
-    dead = run(*arguments, "--trainer.callbacks+=tests.tiny.KillDuringStep", "--trainer.callbacks.step=2", check=False)
+    dead = run(
+        *arguments, "--trainer.callbacks+=tests.support.tiny.KillDuringStep", "--trainer.callbacks.step=2", check=False
+    )
     assert dead.returncode == -signal.SIGKILL
     last = tmp_path / "killed/runs/run/checkpoints/last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 2
@@ -35,7 +38,7 @@ def test_an_epoch_of_stage_2_killed_and_resumed_is_bit_identical(tiny_folder, tm
     whole = write_rtdmd_config(tmp_path / "whole", tiny_folder, cold_start)
     run("--config", str(whole))
     killed = write_rtdmd_config(tmp_path / "killed", tiny_folder, cold_start)
-    kill = ("--trainer.callbacks+=tests.tiny.KillDuringStep", "--trainer.callbacks.step=1")
+    kill = ("--trainer.callbacks+=tests.support.tiny.KillDuringStep", "--trainer.callbacks.step=1")
     assert run("--config", str(killed), *kill, check=False).returncode == -signal.SIGKILL
     run("--config", str(killed), f"--ckpt_path={tmp_path / 'killed/runs/run/checkpoints/last.ckpt'}")
 
@@ -43,21 +46,6 @@ def test_an_epoch_of_stage_2_killed_and_resumed_is_bit_identical(tiny_folder, tm
     assert one["global_step"] == other["global_step"] == 2
     assert_identical(one["state_dict"], other["state_dict"])
     assert_identical(one["optimizer_states"], other["optimizer_states"])
-
-
-def assert_identical(one, other):
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_identical(one[key], other[key])
-    elif isinstance(one, list):
-        assert len(one) == len(other)
-        for a, b in zip(one, other, strict=True):
-            assert_identical(a, b)
-    else:
-        assert one == other
 
 
 @pytest.mark.parametrize(

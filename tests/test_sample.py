@@ -7,15 +7,15 @@ import sys
 
 import pytest
 import torch
+from rtdmd_lightning.modules.roles import EMA, GENERATOR
 
 from rtdmd_lightning import sample
 from rtdmd_lightning.evaluation.images import read_image
 from rtdmd_lightning.models.families import open_backbone
-from rtdmd_lightning.modules.roles import EMA, GENERATOR
 from rtdmd_lightning.roles.inference import METHOD_STEPS, InferenceModel
 from rtdmd_lightning.roles.lora import adapter_state_dict
 from rtdmd_lightning.utils.errors import UserError
-from tests.tiny import REPOSITORY, tiny_backbone, tiny_module
+from tests.support.tiny import REPOSITORY, tiny_backbone, tiny_module
 
 BACKBONE = '{"use_t5": false, "max_sequence_length": 1, "dtype": "float32"}'
 PROMPTS = ["a photo of a red circle", "a photo of two crosses", "a photo of a blue square"]

@@ -9,8 +9,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from rtdmd_lightning.callbacks.measures import Evaluation
+from rtdmd_lightning.callbacks.protocols import HasRewards
 from rtdmd_lightning.callbacks.reward_eval import RewardEvalCallback
-from rtdmd_lightning.modules.reinforcement import ReinforcementModule
 from rtdmd_lightning.utils.checkpointing import CHECKPOINTS
 from rtdmd_lightning.utils.errors import UserError
 
@@ -54,7 +54,7 @@ class RewardHackingAlarm(L.Callback):
 
     def setup(self, trainer, pl_module: L.LightningModule, stage: str) -> None:
         evaluations = [callback for callback in trainer.callbacks if isinstance(callback, RewardEvalCallback)]
-        if len(evaluations) != 1 or not isinstance(pl_module, ReinforcementModule):
+        if len(evaluations) != 1 or not isinstance(pl_module, HasRewards):
             raise UserError(
                 "RewardHackingAlarm wants a module that is trained on rewards and one RewardEvalCallback beside it, "
                 f"not {type(pl_module).__name__} and {len(evaluations)}"

@@ -6,13 +6,13 @@ from pathlib import Path
 import lightning as L
 import torch
 
+from rtdmd_lightning.callbacks.protocols import HasRoles
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE
-from rtdmd_lightning.modules.core import DistillationModule
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE
 from rtdmd_lightning.roles import Adapter, stack
-from rtdmd_lightning.roles.lora import LoraSettings, adapter_state_dict
+from rtdmd_lightning.roles.lora import LoraSettings
 from rtdmd_lightning.roles.reading import from_state_dict
+from rtdmd_lightning.roles.roles import EMA, FAKE_SCORE
 from rtdmd_lightning.roles.writing import write_diffusers, write_published
 from rtdmd_lightning.utils.errors import require
 
@@ -21,7 +21,7 @@ class ExportGenerator(L.Callback):
     """At the end of training, and every `every_n_updates` generator updates, write into `LOG_DIR/NAME/`:
 
     * `generator_ema.pt`: a plain state dict of the trained adapter, keys as METHOD section 5 says;
-    * `fake_score.pt`: the fake score's in the same format, which stage 2 goes on from;
+    * `fake_score.pt`: the fake score's in the same format, which stage 2 goes on from, where the run has one;
     * `pytorch_lora_weights.safetensors`: all that the generator adds to its base, for `pipe.load_lora_weights(folder)` of
       diffusers. In stage 2 that is the cold start and the trained adapter as one of both ranks.
     """
@@ -39,16 +39,20 @@ class ExportGenerator(L.Callback):
     def on_train_end(self, trainer, pl_module) -> None:
         self.write(trainer, pl_module)
 
-    def write(self, trainer: L.Trainer, pl_module: DistillationModule) -> None:
+    def write(self, trainer: L.Trainer, pl_module: HasRoles) -> None:
         # On every rank: a sharded adapter is gathered by all, and trainer.log_dir is a broadcast.
-        trained = {role: adapter_state_dict(pl_module.base_of(role), role) for role in (EMA, FAKE_SCORE)}
+        roles = pl_module.roles
+        trained = {role: roles.adapter_state_dict(role) for role in (EMA, FAKE_SCORE) if role in roles.own}
         log_dir = trainer.log_dir
         if trainer.is_global_zero and log_dir is not None:
             # Those that were trained on: the cold start's files may have changed meanwhile.
-            beneath = [pl_module.frozen[name] for name in pl_module.roles.stacks[EMA] if name != EMA]
+            beneath = [roles.frozen[name] for name in roles.stacks[EMA] if name != EMA]
             folder, settings = Path(log_dir) / self.name, pl_module.lora
             write_adapter(trained[EMA], folder, pl_module.backbone, settings, beneath)
-            write_published(from_state_dict(trained[FAKE_SCORE], settings.scale, FAKE_SCORE), folder, FAKE_SCORE_FILE)
+            if FAKE_SCORE in trained:
+                write_published(
+                    from_state_dict(trained[FAKE_SCORE], settings.scale, FAKE_SCORE), folder, FAKE_SCORE_FILE
+                )
 
 
 def write_adapter(

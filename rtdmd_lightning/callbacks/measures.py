@@ -7,7 +7,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from rtdmd_lightning.modules.reinforcement import ReinforcementModule
+from rtdmd_lightning.callbacks.protocols import HasRewards
 from rtdmd_lightning.utils.errors import UserError
 
 DIVERSITY = "diversity"
@@ -46,13 +46,13 @@ class Measures:
 
 
 def trained_weights(module: L.LightningModule) -> dict[str, float]:
-    """The rewards that a module is trained on; none in stage 1. A reward of weight 0 is not trained on."""
-    if not isinstance(module, ReinforcementModule):
+    """The rewards that a module is trained on; none in stage 1. One of weight 0 is scored but not trained on."""
+    if not isinstance(module, HasRewards):
         return {}
     return {name: weight for name, weight in module.rewards.weights.items() if weight != 0}
 
 
-def sort_out(measured: Iterable[str], trained: dict[str, float], mixture: Mapping[str, float] | None) -> Measures:
+def measures_of(measured: Iterable[str], trained: dict[str, float], mixture: Mapping[str, float] | None) -> Measures:
     """Everything measured is either trained on or held out.
 
     `mixture` weighs what is held out, 0 where it does not say. Without it each held-out reward has weight 1, and the

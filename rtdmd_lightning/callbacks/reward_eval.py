@@ -15,11 +15,10 @@ from torchmetrics import MeanMetric
 from torchvision.utils import make_grid, save_image
 
 from rtdmd_lightning.callbacks.diversity import DiversitySettings, within_prompt_diversity
-from rtdmd_lightning.callbacks.measures import DIVERSITY, Evaluation, Measures, sort_out, trained_weights
+from rtdmd_lightning.callbacks.measures import DIVERSITY, Evaluation, Measures, measures_of, trained_weights
+from rtdmd_lightning.callbacks.protocols import Generates, HasRewards
 from rtdmd_lightning.data.prompts import load_prompts, spread
 from rtdmd_lightning.evaluation.tasks import in_batches
-from rtdmd_lightning.modules.core import DistillationModule
-from rtdmd_lightning.modules.reinforcement import ReinforcementModule
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.mixture import checked_score
 from rtdmd_lightning.utils.errors import UserError, require
@@ -47,7 +46,7 @@ class RewardEvalCallback(L.Callback):
         seed: of the images' noise.
         at_start: evaluate before the first update too.
         diversity: log `eval/diversity`, see `within_prompt_diversity`.
-        held_out_weights: of `eval/held_out`, by the name of a reward or `diversity`; see `measures.sort_out`.
+        held_out_weights: of `eval/held_out`, by the name of a reward or `diversity`; see `measures.measures_of`.
     """
 
     def __init__(
@@ -98,11 +97,11 @@ class RewardEvalCallback(L.Callback):
         """Whatever is wrong with prompts or weights is told before a model is loaded."""
         assert self.metadata
         trained = trained_weights(pl_module)
-        if isinstance(pl_module, ReinforcementModule):  # their networks are in memory anyway
+        if isinstance(pl_module, HasRewards):  # their networks are in memory anyway
             own = {name: pl_module.rewards.rewards[name] for name in trained}
             self.rewards = own | {name: reward for name, reward in self.rewards.items() if name not in own}
         measured = [*self.rewards] if self.diversity is None else [*self.rewards, DIVERSITY]
-        self.measures = sort_out(measured, trained, self.held_out_weights)
+        self.measures = measures_of(measured, trained, self.held_out_weights)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for reward in self.rewards.values():
@@ -130,7 +129,7 @@ class RewardEvalCallback(L.Callback):
 
     # What -------------------------------------------------------------------------------------------------------------
 
-    def evaluate(self, trainer: L.Trainer, pl_module: DistillationModule) -> dict[str, Tensor]:
+    def evaluate(self, trainer: L.Trainer, pl_module: Generates) -> dict[str, Tensor]:
         """Draw and score; the mean of every metric over all ranks."""
         self._last_evaluated = trainer.global_step
         metrics = {
@@ -150,7 +149,7 @@ class RewardEvalCallback(L.Callback):
             self.listener(trainer, self.measures.evaluation(trainer.global_step, scores))
         return scores
 
-    def score_rewards(self, trainer: L.Trainer, pl_module: DistillationModule, metrics: dict[str, MeanMetric]) -> None:
+    def score_rewards(self, trainer: L.Trainer, pl_module: Generates, metrics: dict[str, MeanMetric]) -> None:
         """One image of every prompt."""
         for indices in local_batches(len(self.metadata), self.batch_size, trainer.global_rank, trainer.world_size):
             images = self.draw(pl_module, indices or [0])  # a rank with nothing left draws along: see `local_batches`
@@ -165,7 +164,7 @@ class RewardEvalCallback(L.Callback):
                         metrics[f"eval/{name}/{entry['tag']}"].update(value)
 
     def score_diversity(
-        self, trainer: L.Trainer, pl_module: DistillationModule, settings: DiversitySettings, metric: MeanMetric
+        self, trainer: L.Trainer, pl_module: Generates, settings: DiversitySettings, metric: MeanMetric
     ) -> None:
         """Several images of some prompts, whole groups at once."""
         members, chosen = settings.images_per_prompt, spread(len(self.metadata), settings.prompts)
@@ -176,12 +175,12 @@ class RewardEvalCallback(L.Callback):
             if part:
                 metric.update(within_prompt_diversity(images.unflatten(0, (len(firsts), members))))
 
-    def draw(self, pl_module: DistillationModule, indices: list[int]) -> Tensor:
+    def draw(self, pl_module: Generates, indices: list[int]) -> Tensor:
         """Image i is of prompt i modulo their number, from a noise of its own."""
         prompts = [self.metadata[index % len(self.metadata)]["prompt"] for index in indices]
         return pl_module.generate(prompts, indices, seed=self.seed)
 
-    def draw_grid(self, pl_module: DistillationModule) -> Tensor:
+    def draw_grid(self, pl_module: Generates) -> Tensor:
         shown = spread(len(self.metadata), self.grid)
         images = [self.draw(pl_module, part).cpu() for part in in_batches(shown, self.batch_size)]
         return make_grid(torch.cat(images), nrow=8)

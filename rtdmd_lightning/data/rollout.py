@@ -14,6 +14,8 @@ from torch import Tensor
 
 from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.objectives import group_advantages
+from rtdmd_lightning.sampling.sampler import Sampler
+from rtdmd_lightning.sampling.structures import ExecutedStep
 from rtdmd_lightning.utils.randomness import keyed_generator
 
 Scores = dict[str, Tensor]
@@ -35,6 +37,12 @@ class Rollout:
 
     def __len__(self) -> int:
         return len(self.advantages)
+
+    def last_step(self, sampler: Sampler, device: torch.device) -> ExecutedStep:
+        """The deterministic step that it ended with; its velocity follows from the two states."""
+        state, sample = (state.to(device).float() for state in self.states[-2:])
+        sigma = sampler.sigmas[-2]
+        return ExecutedStep(sigma, 0.0, state, (state - sample) / sigma, torch.zeros_like(state), sample)
 
     def at(self, rows: list[int]) -> "Rollout":
         """Some of its samples."""

@@ -66,7 +66,7 @@ def rao_blackwell_velocity_target(
     *,
     sigma_start: Tensor | float,
     sigma_end: Tensor | float,
-    step_std: float,
+    step_std: Tensor | float,
     step_noise: Tensor,
     noise: Tensor,
 ) -> Tensor:

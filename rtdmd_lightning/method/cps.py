@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rtdmd_lightning.method.flow import at_least_float32, broadcast_sigma, clean_from_velocity, noise_from_velocity
+from rtdmd_lightning.method.gaussian_step import step_log_prob
 
 
 def fresh_noise_share(eta: float) -> float:
@@ -52,33 +53,9 @@ def cps_log_prob(
     eta: float,
     exact: bool = False,
 ) -> Tensor:
-    """`logp = -mean_over_pixels((x_σ' - mean)²)`, `[B]` (METHOD section 1).
-
-    The Gaussian's `1/(2·std²)` and its normaliser are left out on purpose: all steps are then on one scale, to which the tiny
-    clip range of the policy loss is tuned. `exact=True` (*ours*) is the true log density, summed over all elements; it raises
-    ValueError for a deterministic step (η = 0 or σ' = 0). Nothing is detached: the gradient reaches whatever carries one.
-    """
+    """The step's `step_log_prob`, `[B]`: of reaching `next_sample` from `sample` (METHOD section 1)."""
     mean, std = cps_mean_std(sample, velocity, sigma=sigma, sigma_next=sigma_next, eta=eta)
-    squared_error = (at_least_float32(next_sample) - mean) ** 2
-    if not exact:
-        return -squared_error.flatten(1).mean(dim=1)
-    if bool((std == 0).any()):
-        raise ValueError(
-            "a deterministic step (eta 0 or sigma_next 0) has no log density; leave it out of the policy loss"
-        )
-    log_density = -squared_error / (2 * std**2) - torch.log(std) - 0.5 * math.log(2 * math.pi)
-    return log_density.flatten(1).sum(dim=1)
-
-
-def cps_kl(mean: Tensor, reference_mean: Tensor, *, std: Tensor | float, exact: bool = False) -> Tensor:
-    """KL divergence of two CPS steps of equal std, `[B]`: `mean_over_pixels((mean - mean_ref)²) / (2·std²)` (METHOD section 4).
-
-    It carries the `1/(2·std²)` that `cps_log_prob` leaves out. `exact` (*ours*) is that of the two Gaussians: the sum over all
-    elements, not their mean.
-    """
-    squared = (at_least_float32(mean) - at_least_float32(reference_mean)) ** 2
-    divergence = (squared / (2 * torch.as_tensor(std) ** 2)).flatten(1)
-    return divergence.sum(dim=1) if exact else divergence.mean(dim=1)
+    return step_log_prob(next_sample, mean, std, exact=exact)
 
 
 def posterior_step(

@@ -17,39 +17,65 @@ Forward passes, in samples of the transformer (B = batch_size, K = sampler steps
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
 
 from rtdmd_lightning.data.stream import PromptBatch
+from rtdmd_lightning.losses import (
+    Consistency,
+    FakeScoreLoss,
+    MatchingLoss,
+    MatchingSettings,
+    RenoiseSettings,
+    Terms,
+    total,
+)
 from rtdmd_lightning.models.base import Backbone
-from rtdmd_lightning.modules.matching import MatchingModule
-from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR
-from rtdmd_lightning.objectives import cps_step, renoise_level
+from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings
+from rtdmd_lightning.modules.training import FewStepModule
+from rtdmd_lightning.objectives import renoise_level
+from rtdmd_lightning.roles.lora import LoraSettings
+from rtdmd_lightning.roles.roles import EMA, FAKE_SCORE, GENERATOR, TEACHER, Stacks
+from rtdmd_lightning.sampling.sampler import SamplerSettings
 from rtdmd_lightning.sampling.structures import Conditioning, ExecutedStep, Trajectory
-from rtdmd_lightning.utils.errors import UserError
+from rtdmd_lightning.utils.errors import UserError, require
 from rtdmd_lightning.utils.randomness import SampleRandom, keyed_generator
 
 
 @dataclass(frozen=True)
 class Update:
-    """Which group of a cycle's samples an update uses, and after how many executed steps (1 to K) its rollout stops."""
+    """Which batch of a cycle's samples an update uses, and after how many executed steps (1 to K) its rollout stops."""
 
-    group: int
+    batch: int
     stop: int
 
 
-class ACDMDModule(MatchingModule):
+class ACDMDModule(FewStepModule):
     """AC-DMD. Every ablation is one option.
 
     Args:
+        backbone: which model family, from where.
+        batch_size: samples of one optimizer step, over all processes.
+        guidance_scale: the teacher's range; one value per generator update.
         fake_update_ratio: fake-score updates per generator update (TTUR).
         random_stop: stop the rollout after a random number of steps; without it, always after the last.
         reuse_rollouts: one batch of whole trajectories per cycle instead of one random-stop rollout per update.
         trajectory_dtype: of the states of a rollout; they are rounded as they are made.
-        backbone, batch_size, guidance_scale, shared: see `MatchingModule` and `DistillationModule` (the command line lists
-            their options here too).
+        sub_interval: renoise from the level where the rollout stopped; without it, from the clean prediction. Off together
+            with the consistency regulariser, this is a form of DMD2 (configs/README.md).
+        consistency: the fake score's regulariser.
+        fake_target: `ambient` (the paper's) or `rao_blackwell` (same conditional mean, smaller variance).
+        fake_weight: of the fake score's loss: `clamped` (the paper's), or `unit` (DMD2's).
+        renoise: how the levels that samples are renoised to are drawn.
+        normalizer: of the generator's gradient: `paper`, or `noise_free` (only the clean predictions enter).
+        sampler: the student's few-step sampler.
+        lora: shape of the adapters.
+        initial_adapter: what the generator starts from instead of the base: a file or folder in any format that `roles.read`
+            knows, of `lora`'s rank and alpha.
+        generator_optimizer, fake_optimizer: one AdamW each.
+        ema: how the generator's average follows it; by default one move per fake-score update (METHOD section 3.4).
+        seed: of all noise and of every random choice (linked from `seed_everything`).
     """
 
     def __init__(
@@ -61,27 +87,103 @@ class ACDMDModule(MatchingModule):
         random_stop: bool = True,
         reuse_rollouts: bool = True,
         trajectory_dtype: Literal["float32", "bfloat16"] = "float32",
-        **shared: Any,
+        sub_interval: bool = True,
+        consistency: Consistency = Consistency(),
+        fake_target: Literal["ambient", "rao_blackwell"] = "ambient",
+        fake_weight: Literal["clamped", "unit"] = "clamped",
+        renoise: RenoiseSettings = RenoiseSettings(),
+        normalizer: Literal["paper", "noise_free"] = "paper",
+        sampler: SamplerSettings = SamplerSettings(),
+        lora: LoraSettings = LoraSettings(),
+        initial_adapter: str | None = None,
+        generator_optimizer: OptimizerSettings = OptimizerSettings(),
+        fake_optimizer: OptimizerSettings = OptimizerSettings(),
+        ema: EMASettings = EMASettings(),
+        seed: int = 0,
     ) -> None:
-        super().__init__(backbone, batch_size, guidance_scale, **shared)
-        if fake_update_ratio < 1:
-            raise UserError(f"model.fake_update_ratio must be at least 1, not {fake_update_ratio}")
-        self.fake_update_ratio = fake_update_ratio
-        self.random_stop = random_stop
-        self.reuse_rollouts = reuse_rollouts
+        optimizers = {GENERATOR: generator_optimizer, FAKE_SCORE: fake_optimizer}
+        super().__init__(backbone, batch_size, optimizers, sampler, lora, initial_adapter, ema, fake_update_ratio, seed)
+        require(fake_update_ratio >= 1, f"model.fake_update_ratio must be at least 1, not {fake_update_ratio}")
+        self.fake_update_ratio, self.random_stop, self.reuse_rollouts = fake_update_ratio, random_stop, reuse_rollouts
         self.trajectory_dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[trajectory_dtype]
+        self.matching = MatchingSettings(
+            guidance_scale, sub_interval, consistency, fake_target, fake_weight, renoise, normalizer
+        )
 
     def check(self) -> None:
         """Also refuses a schedule from one of whose levels there is nowhere to renoise to."""
         super().check()
-        if not (self.sub_interval and self.random_stop):
+        if not (self.matching.sub_interval and self.random_stop):
             return  # only the last level, 0, is renoised from
+        steps = self.sampler_settings.steps
         try:
-            renoise_level(torch.zeros(1), sigma_start=self.backbone.sigmas(self.sampler.steps)[1])
+            renoise_level(torch.zeros(1), sigma_start=self.backbone.sigmas(steps)[1])
         except ValueError as error:
-            raise UserError(f"model.sampler.steps {self.sampler.steps}: {error}") from error
+            raise UserError(f"model.sampler.steps {steps}: {error}") from error
 
-    # The cycle --------------------------------------------------------------------------------------------------------
+    def stacks(self) -> Stacks:
+        return {GENERATOR: (GENERATOR,), FAKE_SCORE: (FAKE_SCORE,), TEACHER: (), EMA: (EMA,)}
+
+    def build_losses(self) -> None:
+        self.fake_score_loss = FakeScoreLoss(self.roles, self.sampler, self.matching)
+        self.matching_loss = MatchingLoss(self.roles, self.sampler, self.matching, self.embed)
+
+    # The cycle ----------------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        cycle = self.global_step
+        fake_updates, generator_update = self.plan(cycle)
+        random, conditioning = self.random_of(batch), self.embed(batch.prompts, self.device)
+        local = len(batch.prompts) // self.batches_per_step
+        rows = [slice(start, start + local) for start in range(0, len(batch.prompts), local)]
+
+        shared: Trajectory | None = None
+        if self.shares_trajectories:
+            with self.timed("rollout"):
+                shared = self.roll_out_to(self.sampler.steps, conditioning, random)
+
+        with self.timed("fake_updates"):
+            for number, update in enumerate(fake_updates):
+                own = rows[update.batch]
+                trajectory = shared[own] if shared else self.roll_out_to(update.stop, conditioning[own], random[own])
+                reached = trajectory.step(update.stop - 1)
+                terms = self.fake_score_loss(reached, conditioning[own], random[own], f"fake update {number}")
+                self.update_on(FAKE_SCORE, terms, update.stop)
+        self.move_average(self.ema_moves - 1)
+
+        with self.timed("generator_update"):
+            own, stop = rows[generator_update.batch], generator_update.stop
+            noise = random[own] if shared else random[own].for_use("generator")
+            before = shared[own] if shared else self.roll_out_to(stop - 1, conditioning[own], noise)
+            reached = self.last_step(before, stop, conditioning[own], noise)
+            guidance_scale = self.matching.draw_guidance(self.seed, cycle)
+            terms = self.matching_loss(reached, conditioning[own], noise, guidance_scale)
+            self.update_on(GENERATOR, terms, stop)
+        self.move_average(1)
+
+    def update_on(self, role: str, terms: Terms, stop: int) -> None:
+        """One optimizer step. Losses and gradients differ by orders of magnitude between segments: each has its own curves."""
+        loss = total(terms)
+        norm = self.optimize.update(role, loss)
+        self.log_terms(role, terms, f"segment_{stop}")
+        self.log_dict({f"{role}/loss_segment_{stop}": loss.detach(), f"{role}/grad_norm_segment_{stop}": norm})
+
+    def roll_out_to(self, steps: int, conditioning: Conditioning, random: SampleRandom) -> Trajectory:
+        """The generator's first steps, without gradient."""
+        return self.roll_out(GENERATOR, conditioning, random, steps=steps, state_dtype=self.trajectory_dtype)
+
+    def last_step(
+        self, trajectory: Trajectory, stop: int, conditioning: Conditioning, random: SampleRandom
+    ) -> ExecutedStep:
+        """The last executed step of a rollout once more, now with gradient."""
+        number, sigma, sigma_next = stop - 1, self.sampler.sigmas[stop - 1], self.sampler.sigmas[stop]
+        state = trajectory.states[number]
+        velocity = self.roles.velocity(GENERATOR, state, sigma, conditioning)
+        noise = random.normal(f"step {number}", state.shape[1:])
+        reached = self.sampler.step(state, velocity, sigma=sigma, sigma_next=sigma_next, noise=noise)
+        return ExecutedStep(sigma, sigma_next, state, velocity, noise, reached)
+
+    # Its plan -----------------------------------------------------------------------------------------------------------
 
     @property
     def shares_trajectories(self) -> bool:
@@ -89,87 +191,25 @@ class ACDMDModule(MatchingModule):
         return self.reuse_rollouts and self.random_stop
 
     @property
-    def groups_per_step(self) -> int:
-        """With reuse, K fake-score updates share a group; else each has its own. The generator's update takes one of them."""
+    def batches_per_step(self) -> int:
+        """With reuse, K fake-score updates share a batch; else each has its own. The generator's update takes one of them."""
         if self.shares_trajectories:
-            return math.ceil(self.fake_update_ratio / len(self.sampler.steps))
+            return math.ceil(self.fake_update_ratio / len(self.sampler_settings.steps))
         return self.fake_update_ratio
 
     def plan(self, cycle: int) -> tuple[list[Update], Update]:
         """The fake-score updates of a cycle and its generator update: a function of (seed, cycle), so the same on all ranks."""
         generator = keyed_generator(self.seed, cycle, "plan")
-        stops, groups, ratio = len(self.sampler.steps), self.groups_per_step, self.fake_update_ratio
+        stops, batches, ratio = len(self.sampler_settings.steps), self.batches_per_step, self.fake_update_ratio
 
         def draw(bound: int) -> int:
             return int(torch.randint(bound, (), generator=generator))
 
         if self.shares_trajectories:
-            order = torch.randperm(groups * stops, generator=generator).tolist()[:ratio]
+            order = torch.randperm(batches * stops, generator=generator).tolist()[:ratio]
             fake_updates = [Update(index // stops, index % stops + 1) for index in order]
-            return fake_updates, Update(draw(groups), draw(stops) + 1)
+            return fake_updates, Update(draw(batches), draw(stops) + 1)
         # As the authors have it, the generator's update takes the prompts of the last one before it, with noise of its own.
-        groups_in_turn = [*range(groups), groups - 1]
-        updates = [Update(group, draw(stops) + 1 if self.random_stop else stops) for group in groups_in_turn]
+        in_turn = [*range(batches), batches - 1]
+        updates = [Update(batch, draw(stops) + 1 if self.random_stop else stops) for batch in in_turn]
         return updates[:ratio], updates[ratio]
-
-    def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        cycle = self.global_step
-        fake_updates, generator_update = self.plan(cycle)
-        random = SampleRandom(self.seed, batch.indices, self.device)
-        conditioning = self.embed(batch.prompts, self.device)
-        local = len(batch.prompts) // self.groups_per_step
-        groups = [slice(start, start + local) for start in range(0, len(batch.prompts), local)]
-
-        shared: Trajectory | None = None
-        if self.shares_trajectories:
-            with self.timed("rollout"):
-                shared = self.roll_out_to(len(self.sampler.steps), conditioning, random)
-        with self.timed("fake_updates"):
-            for number, update in enumerate(fake_updates):
-                group = groups[update.group]
-                trajectory = (
-                    shared[group] if shared else self.roll_out_to(update.stop, conditioning[group], random[group])
-                )
-                loss = self.fake_score_loss(trajectory, update.stop, conditioning[group], random[group], number)
-                self.log_update(FAKE_SCORE, update.stop, loss, self.update(FAKE_SCORE, loss))
-        self.update_ema(self.ema_moves - 1)
-        with self.timed("generator_update"):
-            group, stop = groups[generator_update.group], generator_update.stop
-            own = random[group] if shared else random[group].for_use("generator")
-            trajectory = shared[group] if shared else self.roll_out_to(stop - 1, conditioning[group], own)
-            loss = self.generator_loss(trajectory, stop, conditioning[group], own, self.draw_guidance(cycle))
-            self.log_update(GENERATOR, stop, loss, self.update(GENERATOR, loss))
-        self.update_ema(1)
-
-    @property
-    def ema_moves(self) -> int:
-        """Moves of the average in a cycle: one per fake-score update (METHOD section 3.4)."""
-        return self.ema.moves or self.fake_update_ratio
-
-    def roll_out_to(self, steps: int, conditioning: Conditioning, random: SampleRandom) -> Trajectory:
-        """The generator's first steps, without gradient."""
-        return self.roll_out(GENERATOR, conditioning, random, steps, state_dtype=self.trajectory_dtype)
-
-    def log_update(self, role: str, stop: int, loss: Tensor, norm: Tensor) -> None:
-        """Losses and gradient norms differ by orders of magnitude between segments, so each segment has its own curves."""
-        self.log_dict({f"{role}/loss_segment_{stop}": loss.detach(), f"{role}/grad_norm_segment_{stop}": norm})
-
-    # The losses -------------------------------------------------------------------------------------------------------
-
-    def fake_score_loss(
-        self, trajectory: Trajectory, stop: int, conditioning: Conditioning, random: SampleRandom, number: int
-    ) -> Tensor:
-        """METHOD section 3.2 at the boundary that `stop` steps reach; `number` tells a cycle's updates apart."""
-        return self.fake_matching_loss(trajectory.step(stop - 1), conditioning, random, f"fake update {number}")
-
-    def generator_loss(
-        self, trajectory: Trajectory, stop: int, conditioning: Conditioning, random: SampleRandom, guidance_scale: float
-    ) -> Tensor:
-        """METHOD section 3.3: the last executed step, now with gradient, then the pull towards the teacher."""
-        last, sigma, sigma_next = stop - 1, self.sigmas[stop - 1], self.sigmas[stop]
-        state = trajectory.states[last]
-        velocity = self.velocity(GENERATOR, state, sigma, conditioning)
-        noise = random.normal(f"step {last}", state.shape[1:])
-        reached = cps_step(state, velocity, sigma=sigma, sigma_next=sigma_next, eta=self.sampler.eta, noise=noise)
-        step = ExecutedStep(sigma, sigma_next, state, velocity, noise, reached)
-        return self.generator_matching_loss(step, conditioning, random, guidance_scale, "generator update")

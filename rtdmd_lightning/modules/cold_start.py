@@ -1,8 +1,11 @@
-"""Where stage 2 finds the result of stage 1."""
+"""What stage 2 starts from, and what it refuses."""
 
 from pathlib import Path
 
-from rtdmd_lightning.utils.errors import UserError
+from rtdmd_lightning.losses.settings import FinalStepSettings, PolicySettings
+from rtdmd_lightning.rewards.mixture import RewardMixture
+from rtdmd_lightning.sampling.sampler import SamplerSettings
+from rtdmd_lightning.utils.errors import UserError, require
 
 GENERATOR_FILE, FAKE_SCORE_FILE = "generator_ema.pt", "fake_score.pt"
 AUTHORS_FAKE_SCORE_FILE = "fake_score_net.pt"  # in the authors' checkpoint-N
@@ -30,4 +33,43 @@ def cold_start_files(cold_start: str, fake_score: str | None) -> tuple[str, str 
     raise UserError(
         f"the fake score's cold start {' or '.join(map(str, files))} does not exist: give its file as model.cold_start_fake, or "
         f"{FROM_BASE!r} to start the fake score from the teacher (published checkpoints hold the generator only)"
+    )
+
+
+def check_reinforcement(
+    policy: PolicySettings,
+    final_step: FinalStepSettings,
+    sampler: SamplerSettings,
+    rewards: RewardMixture,
+    images_per_prompt: int,
+    micro_batches: int,
+) -> None:
+    """Raises UserError for options that contradict one another, or leave nothing to train."""
+    require(
+        images_per_prompt >= 2,
+        f"model.images_per_prompt must be at least 2, not {images_per_prompt}: rewards are compared within a group",
+    )
+    require(micro_batches >= 1, f"model.micro_batches must be at least 1, not {micro_batches}")
+    candidates = policy.candidates(len(sampler.steps))
+    require(
+        not policy.weight or 1 <= policy.trained_steps <= len(candidates),
+        f"model.policy.trained_steps must lie between 1 and {len(candidates)}, the number of stochastic steps that may be "
+        f"chosen, not {policy.trained_steps}",
+    )
+    require(
+        not policy.kl_weight or policy.weight > 0,
+        "model.policy.kl_weight belongs to the policy's steps: it needs a model.policy.weight above 0",
+    )
+    require(
+        not policy.weight or sampler.eta > 0,
+        "with model.sampler.eta 0 no step is stochastic: set model.policy.weight to 0",
+    )
+    require(
+        not final_step.reward_weight or bool(rewards.differentiable),
+        f"none of the rewards {sorted(rewards.weights)} is back-propagated: name a differentiable one in "
+        "model.rewards.back_propagated, or set model.final_step.reward_weight to 0",
+    )
+    require(
+        policy.weight > 0 or final_step.is_trained,
+        "nothing is trained: all of model.policy's and model.final_step's weights are 0",
     )

@@ -9,9 +9,8 @@ from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 
 from rtdmd_lightning.data.stream import samples_per_process
-from rtdmd_lightning.modules.core import DistillationModule
 from rtdmd_lightning.modules.origin import ORIGIN_KEY, check_origin
-from rtdmd_lightning.modules.roles import SHARDED_KEY
+from rtdmd_lightning.modules.training import SHARDED_KEY, FewStepModule
 from rtdmd_lightning.utils.checkpointing import CHECKPOINTS, LAST, read_checkpoint
 from rtdmd_lightning.utils.errors import UserError, require
 
@@ -19,7 +18,7 @@ PRECISIONS = (None, 32, "32", "32-true", "bf16", "bf16-mixed")  # as configs may
 
 
 def check_start(
-    trainer: Trainer, module: DistillationModule, precision: str | int | None, ckpt_path: str | None
+    trainer: Trainer, module: FewStepModule, precision: str | int | None, ckpt_path: str | None
 ) -> Path | None:
     """The checkpoint to go on from, None to begin. Raises UserError for a run that cannot be.
 
@@ -79,7 +78,7 @@ def check_unused(folder: Path) -> None:
     )
 
 
-def check_resumable(checkpoint: Path, trainer: Trainer, module: DistillationModule) -> None:
+def check_resumable(checkpoint: Path, trainer: Trainer, module: FewStepModule) -> None:
     """Refuse another run's checkpoint, and one that Lightning would restore wrongly.
 
     Under FSDP2 an unsharded checkpoint's second optimizer is: the fake score's momentum is lost.

@@ -8,51 +8,77 @@ generator and fake score. The generator's loss has three parts:
 * at the last, deterministic step, where a policy gradient is blind: back-propagation of the differentiable rewards;
 * there too, AC-DMD's pull towards the teacher, which keeps the images images.
 
-There is one generator forward per (micro-batch, trained step), shared by all terms of that step. In samples of the transformer,
-N of them in an epoch, K sampler steps, T trained stochastic steps:
-
-* rollouts: K*N;
-* the fake score: as AC-DMD's update, N and 2N for the two-sample consistency;
-* the generator: (T+1)*N with gradient; at the last step 2N for the teacher with CFG and N for the fake score; T*N for the KL term
-  where it has a weight. Weights of 0 save their passes, and so do micro-batches without a sample that has an advantage.
-
-The rollout and the update see the same micro-batches in the same numerics, so that the probability ratio starts at 1: the clip
-range of 1e-5 is narrower than what another batch shape changes in half precision.
+Forward passes, in samples of the transformer (N in an epoch, K sampler steps, T trained stochastic steps): rollouts K*N; the
+fake score N, and 2N for the two-sample consistency; the generator (T+1)*N with gradient, at the last step 2N for the teacher
+with CFG and N for the fake score, T*N for the KL term. A weight of 0 saves its passes.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from rtdmd_lightning.data.rollout import Rollout, Scores, collect, shared_noise, shuffled, with_advantages
+from rtdmd_lightning.data.rollout import Rollout, shuffled
 from rtdmd_lightning.data.stream import PromptBatch
+from rtdmd_lightning.losses import (
+    Consistency,
+    FakeScoreLoss,
+    FinalStepSettings,
+    MatchingLoss,
+    MatchingSettings,
+    PolicyLoss,
+    PolicySettings,
+    RenoiseSettings,
+    RewardBackprop,
+    Terms,
+    total,
+)  # fmt: skip
 from rtdmd_lightning.models.base import Backbone
-from rtdmd_lightning.modules.cold_start import cold_start_files
-from rtdmd_lightning.modules.reinforcement import COLD_START, ReinforcementModule
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR, TEACHER
+from rtdmd_lightning.modules.cold_start import FROM_BASE, check_reinforcement, cold_start_files
+from rtdmd_lightning.modules.explorer import Explorer
+from rtdmd_lightning.modules.notes import Notes
+from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings
+from rtdmd_lightning.modules.training import FewStepModule
+from rtdmd_lightning.objectives import clean_from_velocity
 from rtdmd_lightning.rewards.mixture import RewardMixture
-from rtdmd_lightning.utils.errors import require
+from rtdmd_lightning.roles.lora import LoraSettings
+from rtdmd_lightning.roles.roles import COLD_START, COLD_START_FAKE, EMA, FAKE_SCORE, GENERATOR, TEACHER, Stacks
+from rtdmd_lightning.sampling.sampler import SamplerSettings
+from rtdmd_lightning.sampling.structures import ExecutedStep
 from rtdmd_lightning.utils.randomness import keyed_generator
 
-COLD_START_FAKE = "cold_start_fake_score"
+Listener = Callable[[Sequence[Rollout], int, Sequence[int]], None]
+"""Is told of every epoch's rollouts, its number and its trained steps, before anything is updated."""
 
 
-class RTDMDModule(ReinforcementModule):
-    """RTDMD. Every ablation is one option.
+class RTDMDModule(FewStepModule):
+    """RTDMD. Every ablation is one option. Without AC-DMD's term there is no fake score, and none of its files is read.
 
     Args:
+        backbone: which model family, from where.
+        batch_size: samples of one micro-batch, over all processes.
+        guidance_scale: the teacher's range; one value per generator update.
+        rewards: what to reinforce, with their weights.
         cold_start: the result of stage 1: its folder, with the files of generator and fake score (`cold_start_files` says which),
             or the generator's file alone.
         cold_start_fake: the fake score's file where it is not in that folder; `base` starts it from the teacher.
         images_per_prompt: K, the size of a group whose rewards are compared.
         micro_batches: batches of `batch_size` samples in an epoch.
+        policy: SubGRPO.
+        final_step: reward back-propagation and AC-DMD at the last step.
         trajectory_dtype: how states are stored between rollout and update; they are rounded as they are made, so nothing is lost.
         shuffle: train on micro-batches that mix the samples of all rollout batches, as the authors do. Without it they stay
             together, so that the update computes what the rollout computed and the probability ratio starts at exactly 1.
-        backbone, batch_size, guidance_scale, rewards, shared: see `ReinforcementModule` and those it is made from.
+        sub_interval, consistency, fake_target, fake_weight, renoise, normalizer: AC-DMD's, see `MatchingSettings`.
+        sampler: the student's few-step sampler.
+        lora: shape of the fresh adapters.
+        initial_adapter: what the fresh adapter of the generator starts from: a file or folder in any format that `roles.read`
+            knows, of `lora`'s rank and alpha.
+        generator_optimizer, fake_optimizer: one AdamW each.
+        ema: how the generator's average follows it; by default one move per micro-batch (METHOD section 4, item 6).
+        seed: of all noise and of every random choice (linked from `seed_everything`).
     """
 
     def __init__(
@@ -65,23 +91,41 @@ class RTDMDModule(ReinforcementModule):
         cold_start_fake: str | None = None,
         images_per_prompt: int = 24,
         micro_batches: int = 16,
+        policy: PolicySettings = PolicySettings(),
+        final_step: FinalStepSettings = FinalStepSettings(),
         trajectory_dtype: Literal["float32", "bfloat16"] = "float32",
         shuffle: bool = False,
-        **shared: Any,
+        sub_interval: bool = True,
+        consistency: Consistency = Consistency(),
+        fake_target: Literal["ambient", "rao_blackwell"] = "ambient",
+        fake_weight: Literal["clamped", "unit"] = "clamped",
+        renoise: RenoiseSettings = RenoiseSettings(),
+        normalizer: Literal["paper", "noise_free"] = "paper",
+        sampler: SamplerSettings = SamplerSettings(),
+        lora: LoraSettings = LoraSettings(),
+        initial_adapter: str | None = None,
+        generator_optimizer: OptimizerSettings = OptimizerSettings(),
+        fake_optimizer: OptimizerSettings = OptimizerSettings(),
+        ema: EMASettings = EMASettings(),
+        seed: int = 0,
     ) -> None:
-        super().__init__(backbone, batch_size, guidance_scale, rewards, **shared)
-        require(
-            images_per_prompt >= 2,
-            f"model.images_per_prompt must be at least 2, not {images_per_prompt}: a group is compared",
-        )
-        require(micro_batches >= 1, f"model.micro_batches must be at least 1, not {micro_batches}")
+        check_reinforcement(policy, final_step, sampler, rewards, images_per_prompt, micro_batches)
+        optimizers = {GENERATOR: generator_optimizer}
+        if final_step.matching_weight:
+            optimizers[FAKE_SCORE] = fake_optimizer
+        super().__init__(backbone, batch_size, optimizers, sampler, lora, initial_adapter, ema, micro_batches, seed)
+        self.rewards, self.policy, self.final_step = rewards, policy, final_step
         self.cold_start, self.cold_start_fake = cold_start, cold_start_fake
-        self.group_size, self.micro_batches = images_per_prompt, micro_batches
-        self.shuffle = shuffle
+        self.group_size, self.micro_batches, self.shuffle = images_per_prompt, micro_batches, shuffle
         self.trajectory_dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[trajectory_dtype]
+        self.matching = MatchingSettings(
+            guidance_scale, sub_interval, consistency, fake_target, fake_weight, renoise, normalizer
+        )
+        self.notes = Notes()
+        self.listeners: list[Listener] = []
 
     @property
-    def groups_per_step(self) -> int:
+    def batches_per_step(self) -> int:
         return self.micro_batches
 
     @property
@@ -89,110 +133,74 @@ class RTDMDModule(ReinforcementModule):
         return self.group_size
 
     def frozen_adapters(self) -> dict[str, str]:
-        generator, fake_score = cold_start_files(self.cold_start, self.cold_start_fake)
+        needs_fake = FAKE_SCORE in self.optimize.settings
+        generator, fake_score = cold_start_files(self.cold_start, self.cold_start_fake if needs_fake else FROM_BASE)
         return {COLD_START: generator} | ({COLD_START_FAKE: fake_score} if fake_score else {})
 
-    def adapter_stacks(self) -> dict[str, tuple[str, ...]]:
-        beneath = (COLD_START_FAKE,) if COLD_START_FAKE in self.frozen_adapters() else ()
-        return {
+    def stacks(self) -> Stacks:
+        stacks: dict[str, tuple[str, ...]] = {
             GENERATOR: (COLD_START, GENERATOR),
             EMA: (COLD_START, EMA),
             COLD_START: (COLD_START,),
-            FAKE_SCORE: (*beneath, FAKE_SCORE),
-            TEACHER: (),
         }
+        if FAKE_SCORE in self.optimize.settings:
+            beneath = (COLD_START_FAKE,) if COLD_START_FAKE in self.frozen_adapters() else ()
+            stacks |= {FAKE_SCORE: (*beneath, FAKE_SCORE), TEACHER: ()}
+        return stacks
 
-    # The epoch --------------------------------------------------------------------------------------------------------
+    def build_losses(self) -> None:
+        self.policy_loss = PolicyLoss(self.roles, self.sampler, self.policy)
+        self.explore = Explorer(self, self.rewards, self.policy_loss, self.trajectory_dtype)
+        self.reward_backprop = RewardBackprop(self.backbone, self.rewards, self.final_step)
+        if FAKE_SCORE in self.optimize.settings:
+            weight = self.final_step.matching_weight
+            self.fake_score_loss = FakeScoreLoss(self.roles, self.sampler, self.matching)
+            self.matching_loss = MatchingLoss(self.roles, self.sampler, self.matching, self.embed, weight)
 
-    def chosen_steps(self, epoch: int) -> list[int]:
-        """The stochastic steps that are trained: a function of (seed, epoch), so the same on all ranks."""
-        if not self.policy.weight:
-            return []
-        order = torch.randperm(len(self.candidates), generator=keyed_generator(self.seed, epoch, "steps"))
-        return sorted(self.candidates[number] for number in order[: self.policy.trained_steps].tolist())
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self.rewards.to(self.device)
+
+    # The epoch ----------------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         epoch = self.global_step
-        chosen = self.chosen_steps(epoch)
-        local = len(batch.prompts) // self.micro_batches
-        batches = [batch[start : start + local] for start in range(0, len(batch.prompts), local)]
+        chosen = self.policy.choose(self.seed, epoch, self.sampler.steps)
         with self.timed("rollout"):
-            rollouts = collect(batches, lambda part: self.sample(part, epoch, chosen), self.score)
-        rollouts, rewards = with_advantages(
-            rollouts,
-            self.rewards.weights,
-            images_per_prompt=self.group_size,
-            global_std=self.policy.global_std,
-            gather=self.gather,
-        )
+            rollouts, rewards = self.explore(batch, epoch, chosen)
         self.log_dict({f"reward/{name}": values.mean() for name, values in rewards.items()})
         if self.shuffle:
             rollouts = shuffled(rollouts, keyed_generator(self.seed, epoch, f"shuffle {self.global_rank}"))
-        if self.final_step.matching_weight:
+        for hear in self.listeners:
+            hear(rollouts, epoch, chosen)
+        if FAKE_SCORE in self.optimize.settings:
             with self.timed("fake_update"):
                 self.update_fake_score(rollouts)
-        self.update_ema(self.ema_moves - 1)
+        self.move_average(self.ema_moves - 1)
         with self.timed("generator_update"):
             self.update_generator(rollouts, epoch, chosen)
-        self.update_ema(1)
+        self.move_average(1)
+        self.log_dict(self.notes.summary(self.gather))
 
-    @property
-    def ema_moves(self) -> int:
-        """Moves of the average in an epoch: one per micro-batch, all but one before the optimizer's step (METHOD section 4)."""
-        return self.ema.moves or self.micro_batches
-
-    def gather(self, values: Tensor) -> Tensor:
-        """`[N]` of every process as `[processes * N]`."""
-        gathered = self.all_gather(values.to(self.device))
-        assert isinstance(gathered, Tensor)
-        return gathered.flatten()
-
-    # Rollouts ---------------------------------------------------------------------------------------------------------
-
-    def sample(
-        self, batch: PromptBatch, epoch: int, chosen: Sequence[int]
-    ) -> tuple[tuple[Tensor, ...], dict[int, Tensor], Tensor]:
-        """States and log-probabilities by step (on the CPU) of one micro-batch, and its images."""
-        random, shape = self.random_of(batch), self.backbone.latent_shape()
-
-        def step_noise(step: int) -> Tensor:
-            if step in chosen or not self.policy.shared_noise:
-                return random.normal(f"step {step}", shape)
-            return shared_noise(batch.prompts, shape, seed=self.seed, epoch=epoch, step=step).to(self.device)
-
-        trajectory = self.roll_out(
-            GENERATOR,
-            self.embed(batch.prompts, self.device),
-            random,
-            step_noise=step_noise,
-            state_dtype=self.trajectory_dtype,
-        )
-        log_probs = {
-            step: self.log_prob(
-                step, trajectory.states[step], trajectory.velocities[step], trajectory.states[step + 1]
-            ).cpu()
-            for step in chosen
-        }
-        states = tuple(state.to("cpu", self.trajectory_dtype) for state in trajectory.states)
-        return states, log_probs, self.images(trajectory.samples)
-
-    def score(self, images: Tensor, batch: PromptBatch) -> Scores:
-        return self.rewards.score(images, batch.prompts, batch.metadata)
-
-    # The fake score ---------------------------------------------------------------------------------------------------
+    # The fake score -----------------------------------------------------------------------------------------------------
 
     def update_fake_score(self, rollouts: Sequence[Rollout]) -> None:
-        """One optimizer step on `L_fake` at the last step (s = 0), the mean over all samples of the epoch."""
+        """One optimizer step on the fake score's loss at the last step (s = 0), the mean over all samples of the epoch."""
+        losses = [partial(self.fake_loss, rollout) for rollout in rollouts]
+        loss = self.optimize.accumulate(FAKE_SCORE, losses, 1 / len(rollouts))
+        self.log_dict({"fake_score/loss": loss, "fake_score/grad_norm": self.optimize.step(FAKE_SCORE)})
 
-        def loss_of(rollout: Rollout) -> Tensor:
-            batch = rollout.batch
-            conditioning = self.embed(batch.prompts, self.device)
-            return self.fake_matching_loss(self.last_step(rollout), conditioning, self.random_of(batch), "fake update")
+    def fake_loss(self, rollout: Rollout) -> Tensor:
+        """Of one micro-batch, the mean."""
+        batch = rollout.batch
+        conditioning = self.embed(batch.prompts, self.device)
+        terms = self.fake_score_loss(
+            rollout.last_step(self.sampler, self.device), conditioning, self.random_of(batch), "fake update"
+        )
+        self.notes.terms(FAKE_SCORE, terms, len(rollout))
+        return total(terms)
 
-        total = self.accumulate(FAKE_SCORE, [partial(loss_of, rollout) for rollout in rollouts], 1 / len(rollouts))
-        self.log_dict({"fake_score/loss": total, "fake_score/grad_norm": self.step_optimizer(FAKE_SCORE)})
-
-    # The generator ----------------------------------------------------------------------------------------------------
+    # The generator ------------------------------------------------------------------------------------------------------
 
     def update_generator(self, rollouts: Sequence[Rollout], epoch: int, chosen: Sequence[int]) -> None:
         """One optimizer step on the mean of all terms over the epoch's kept samples and its trained steps."""
@@ -201,16 +209,56 @@ class RTDMDModule(ReinforcementModule):
         kept_everywhere = self.gather(counts).view(-1, len(rollouts)).sum(dim=0).tolist()
         total_kept = sum(kept_everywhere)
         self.log("policy/kept_samples", float(total_kept))
-        remaining = [
-            (rollout, rows) for rollout, rows, count in zip(rollouts, kept, kept_everywhere, strict=True) if count
-        ]
+        pairs = zip(rollouts, kept, kept_everywhere, strict=True)
+        remaining = [(rollout, rows) for rollout, rows, count in pairs if count]
         losses: list[Callable[[], Tensor]] = [
-            partial(self.policy_loss, rollout, step) for rollout, _ in remaining for step in chosen
+            partial(self.stochastic_loss, rollout, step) for rollout, _ in remaining for step in chosen
         ]
         if self.final_step.is_trained:
-            guidance_scale = self.draw_guidance(epoch)
-            losses += [partial(self.final_step_loss, rollout, rows, guidance_scale) for rollout, rows in remaining]
+            guidance_scale = self.matching.draw_guidance(self.seed, epoch)
+            losses += [partial(self.final_loss, rollout, rows, guidance_scale) for rollout, rows in remaining]
         scale = self.trainer.world_size / (max(total_kept, 1) * (len(chosen) + self.final_step.is_trained))
-        total = self.accumulate(GENERATOR, losses, scale)
-        self.log_noted()
-        self.log_dict({"generator/loss": total, "generator/grad_norm": self.step_optimizer(GENERATOR)})
+        loss = self.optimize.accumulate(GENERATOR, losses, scale)
+        self.log_dict({"generator/loss": loss, "generator/grad_norm": self.optimize.step(GENERATOR)})
+
+    def kept_rows(self, rollout: Rollout) -> list[int]:
+        """The samples that have an advantage; all of them where back-propagation alone, which needs none, is trained."""
+        if not self.policy.weight:
+            return list(range(len(rollout)))
+        return rollout.advantages.nonzero().flatten().tolist()
+
+    def stochastic_loss(self, rollout: Rollout, step: int) -> Tensor:
+        """The policy's terms at one stochastic step, the sum over the micro-batch."""
+        terms = self.policy_loss(rollout, step, self.embed(rollout.batch.prompts, self.device))
+        self.notes.terms(GENERATOR, terms, len(rollout), f"step_{step}")
+        self.notes.largest("policy/ratio_deviation", self.policy_loss.ratios)
+        self.notes.mean("policy/clipped", (self.policy_loss.ratios > self.policy.clip_range).float())
+        return len(rollout) * total(terms)
+
+    def final_loss(self, rollout: Rollout, rows: list[int], guidance_scale: float) -> Tensor:
+        """All that is trained at the last step, the sum over some rows of the micro-batch."""
+        terms = self.final_terms(rollout, rows, guidance_scale)
+        self.notes.terms(GENERATOR, terms, len(rows))
+        return len(rows) * total(terms)
+
+    def final_terms(self, rollout: Rollout, rows: list[int], guidance_scale: float) -> Terms:
+        """AC-DMD and reward back-propagation, those that have a weight: means over some rows of the micro-batch.
+
+        A process without any computes along on one: sharded forward passes need every rank.
+        """
+        drawn = rows or [0]
+        batch = rollout.batch.at(drawn)
+        conditioning = self.embed(batch.prompts, self.device)
+        state = rollout.states[-2][drawn].to(self.device).float()
+        sigma = self.sampler.sigmas[-2]
+        velocity = self.roles.velocity(GENERATOR, state, sigma, conditioning)
+        sample = clean_from_velocity(state, velocity, sigma=sigma)
+        terms: Terms = {}
+        if self.final_step.matching_weight:
+            step = ExecutedStep(sigma, 0.0, state, velocity, torch.zeros_like(state), sample)
+            terms |= self.matching_loss(step, conditioning, self.random_of(batch), guidance_scale)
+        if self.final_step.reward_weight:
+            terms |= self.reward_backprop(sample, batch)
+            for name, scores in self.reward_backprop.scores.items():
+                self.notes.mean(f"reward_backprop/{name}", scores[: len(rows)])
+        return terms

@@ -12,7 +12,7 @@ from rtdmd_lightning.method.ac_dmd import (
     renoise_level,
     table_level,
 )
-from rtdmd_lightning.method.cps import cps_kl, cps_log_prob, cps_mean_std, cps_step, fresh_noise_share, posterior_step
+from rtdmd_lightning.method.cps import cps_log_prob, cps_mean_std, cps_step, fresh_noise_share, posterior_step
 from rtdmd_lightning.method.dmd import distribution_matching_loss, noise_free_pair
 from rtdmd_lightning.method.flow import (
     at_least_float32,
@@ -29,6 +29,7 @@ from rtdmd_lightning.method.flow import (
     renoise_scale,
     shift_sigmas,
 )
+from rtdmd_lightning.method.gaussian_step import step_kl, step_log_prob
 from rtdmd_lightning.method.policy import (
     clipped_policy_loss,
     group_advantages,
@@ -36,6 +37,7 @@ from rtdmd_lightning.method.policy import (
     normalized_group_rewards,
     reward_hinge_loss,
 )
+from rtdmd_lightning.method.sde import sde_mean_std
 
 __all__ = [
     "ambient_velocity_target",
@@ -45,7 +47,6 @@ __all__ = [
     "clipped_policy_loss",
     "consistency_loss",
     "consistency_target_level",
-    "cps_kl",
     "cps_log_prob",
     "cps_mean_std",
     "cps_step",
@@ -72,6 +73,9 @@ __all__ = [
     "renoise_level",
     "renoise_scale",
     "reward_hinge_loss",
+    "sde_mean_std",
     "shift_sigmas",
+    "step_kl",
+    "step_log_prob",
     "table_level",
 ]

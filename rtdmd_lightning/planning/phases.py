@@ -2,16 +2,16 @@
 
 from collections.abc import Callable
 from functools import partial
-from unittest import mock
 
 import torch
 from torch import Tensor
 
 from rtdmd_lightning.data.rollout import Rollout
 from rtdmd_lightning.data.stream import PromptBatch
+from rtdmd_lightning.losses import RewardBackprop, total
 from rtdmd_lightning.modules import ACDMDModule, RTDMDModule
-from rtdmd_lightning.modules.core import DistillationModule
-from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR
+from rtdmd_lightning.modules.training import FewStepModule
+from rtdmd_lightning.roles.roles import FAKE_SCORE, GENERATOR
 from rtdmd_lightning.sampling.structures import Trajectory
 from rtdmd_lightning.utils.randomness import SampleRandom
 
@@ -19,11 +19,16 @@ Phases = dict[str, Callable[[], None]]
 ROLLOUT, FAKE_STEP, GENERATOR_STEP = "rollout", "fake-score step", "generator step"
 
 
-def back_propagate(
-    module: DistillationModule, role: str, *losses: Callable[[], Tensor], accumulate: bool = False
-) -> None:
+class FirstChunk(RewardBackprop):
+    """Decodes and scores the first chunk alone: each is gone before the next comes, so one tells the highest moment of all."""
+
+    def chunks(self, count: int) -> list[slice]:
+        return super().chunks(count)[:1]
+
+
+def back_propagate(module: FewStepModule, role: str, *losses: Callable[[], Tensor], accumulate: bool = False) -> None:
     """One role's losses, one after the other; with `accumulate` into gradients that are there already. None are left."""
-    parameters = module.parameters_of(role)
+    parameters = module.roles.parameters_of(role)
     if accumulate:
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
@@ -37,34 +42,31 @@ def back_propagate(
 
 
 def cold_start_phases(module: ACDMDModule, local: int) -> Phases:
-    """Of a cycle of stage 1 with `local` samples a process and group; each phase leaves what the next one needs."""
-    stops = len(module.sampler.steps)
-    count = local * (module.groups_per_step if module.shares_trajectories else 1)
+    """Of a cycle of stage 1 with `local` samples a process and batch; each phase leaves what the next one needs."""
+    stops = module.sampler.steps
+    count = local * (module.batches_per_step if module.shares_trajectories else 1)
     random = SampleRandom(module.seed, range(count), module.device)
     conditioning = module.embed([""] * count, module.device)
-    group = slice(0, local)
+    own = slice(0, local)
     made: list[Trajectory] = []
 
     def roll_out() -> None:
-        made.append(module.roll_out(GENERATOR, conditioning, random))
+        made.append(module.roll_out_to(stops, conditioning, random))
 
-    def fake_step() -> None:
-        trajectory = made[0][group]
-        back_propagate(
-            module,
-            FAKE_SCORE,
-            lambda: module.fake_score_loss(trajectory, stops, conditioning[group], random[group], 0),
-        )
+    def fake_loss() -> Tensor:
+        reached = made[0][own].step(stops - 1)
+        return total(module.fake_score_loss(reached, conditioning[own], random[own], "fake update 0"))
 
-    def generator_step() -> None:
-        trajectory, scale = made[0][group], module.guidance_scale[1]
-        back_propagate(
-            module,
-            GENERATOR,
-            lambda: module.generator_loss(trajectory, stops, conditioning[group], random[group], scale),
-        )
+    def generator_loss() -> Tensor:
+        reached = module.last_step(made[0][own], stops, conditioning[own], random[own])
+        scale = module.matching.guidance_scale[1]
+        return total(module.matching_loss(reached, conditioning[own], random[own], scale))
 
-    return {ROLLOUT: roll_out, FAKE_STEP: fake_step, GENERATOR_STEP: generator_step}
+    return {
+        ROLLOUT: roll_out,
+        FAKE_STEP: partial(back_propagate, module, FAKE_SCORE, fake_loss),
+        GENERATOR_STEP: partial(back_propagate, module, GENERATOR, generator_loss),
+    }
 
 
 def reinforcement_phases(module: RTDMDModule, local: int) -> Phases:
@@ -72,36 +74,26 @@ def reinforcement_phases(module: RTDMDModule, local: int) -> Phases:
     batch = PromptBatch([""] * local, [{}] * local, list(range(local)))
     rows = list(range(local))
     # Any of them: as many as an epoch trains, and among fake tensors there is nothing to draw with.
-    chosen = module.candidates[: module.policy.trained_steps if module.policy.weight else 0]
+    candidates = module.policy.candidates(module.sampler.steps)
+    chosen = candidates[: module.policy.trained_steps if module.policy.weight else 0]
     made: list[Rollout] = []
-    reward, chunk = module.differentiable_reward, module.final_step.decode_chunk
-
-    def first_chunk(samples: Tensor, part: PromptBatch) -> Tensor:
-        """Each chunk is gone before the next one comes, so that one tells the highest moment of all."""
-        return reward(samples[:chunk], part[:chunk])
+    module.reward_backprop = FirstChunk(module.backbone, module.rewards, module.final_step)
 
     def roll_out() -> None:
-        states, log_probs, images = module.sample(batch, 0, chosen)
-        module.score(images, batch)
+        states, log_probs, images = module.explore.sample(batch, 0, chosen)
+        module.explore.score(images, batch)
         made.append(Rollout(batch, states, log_probs, {}, torch.ones(local)))
 
     def fake_step() -> None:
-        conditioning, random = module.embed(batch.prompts, module.device), module.random_of(batch)
-        back_propagate(
-            module,
-            FAKE_SCORE,
-            lambda: module.fake_matching_loss(module.last_step(made[0]), conditioning, random, "fake update"),
-            accumulate=True,
-        )
+        back_propagate(module, FAKE_SCORE, lambda: module.fake_loss(made[0]), accumulate=True)
 
     def generator_step() -> None:
-        losses: list[Callable[[], Tensor]] = [partial(module.policy_loss, made[0], step) for step in chosen[:1]]
+        losses: list[Callable[[], Tensor]] = [partial(module.stochastic_loss, made[0], step) for step in chosen[:1]]
         if module.final_step.is_trained:
-            losses.append(partial(module.final_step_loss, made[0], rows, module.guidance_scale[1]))
-        with mock.patch.object(module, "differentiable_reward", first_chunk):
-            back_propagate(module, GENERATOR, *losses, accumulate=True)
+            losses.append(partial(module.final_loss, made[0], rows, module.matching.guidance_scale[1]))
+        back_propagate(module, GENERATOR, *losses, accumulate=True)
 
     phases = {ROLLOUT: roll_out, FAKE_STEP: fake_step, GENERATOR_STEP: generator_step}
-    if not module.final_step.matching_weight:
+    if FAKE_SCORE not in module.roles.trained:
         del phases[FAKE_STEP]
     return phases

@@ -19,8 +19,7 @@ from torch import nn
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.modules import ACDMDModule, RTDMDModule
 from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE, FROM_BASE, GENERATOR_FILE
-from rtdmd_lightning.modules.core import DistillationModule
-from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR
+from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.planning.blocks import Kind, few, for_all_blocks
 from rtdmd_lightning.planning.estimate import Base, Trace
 from rtdmd_lightning.planning.parts import parameter_bytes
@@ -29,12 +28,13 @@ from rtdmd_lightning.planning.rewards import StandIn, stand_ins, tower_kinds
 from rtdmd_lightning.planning.tracking import AllocationTracker, faked, normalised_in_float32
 from rtdmd_lightning.planning.weightless import Weightless, weightless
 from rtdmd_lightning.roles import lora
+from rtdmd_lightning.roles.roles import GENERATOR
 from rtdmd_lightning.utils.errors import UserError
 
 Planned = ACDMDModule | RTDMDModule
 
 
-def trace(module: DistillationModule, trainer: Trainer) -> Trace:
+def trace(module: FewStepModule, trainer: Trainer) -> Trace:
     """Of a module as a command line describes it, not configured yet.
 
     Raises UserError for a module, backbone or reward of which too little is known.
@@ -107,10 +107,10 @@ def _weigh(module: Planned, trainer: Trainer) -> tuple[dict[str, int], dict[str,
             return {name: peak(name) for name in phases if name != ROLLOUT}
 
         rollout = {ROLLOUT: peak(ROLLOUT)}  # without gradient, so the same either way
-        for base in module.bases:
+        for base in module.roles.bases:
             base.enable_gradient_checkpointing()  # type: ignore[operator]
         checkpointed = peaks_of_steps()
-        for base in module.bases:
+        for base in module.roles.bases:
             base.disable_gradient_checkpointing()  # type: ignore[operator]
         return rollout | checkpointed, rollout | peaks_of_steps()
 
@@ -119,21 +119,23 @@ def _networks(module: Planned) -> list[nn.Module]:
     rewards = module.rewards.rewards.values() if isinstance(module, RTDMDModule) else ()
     assert isinstance(module.backbone, PipelineBackbone)
     return [
-        *module.bases,
+        *module.roles.bases,
         module.backbone.loaded.vae,
         *(network for reward in rewards for network in reward.networks()),
     ]
 
 
 def _assemble(module: Planned, backbone: Weightless, checkpointed: dict, full: dict) -> Trace:
-    trained = [parameter for role in (GENERATOR, FAKE_SCORE) for parameter in module.parameters_of(role)]
-    adapters = [parameter for base in module.bases for path, parameter in base.named_parameters() if ".lora_" in path]
+    trained = [parameter for role in module.roles.trained for parameter in module.roles.parameters_of(role)]
+    adapters = [
+        parameter for base in module.roles.bases for path, parameter in base.named_parameters() if ".lora_" in path
+    ]
     rewards = module.rewards.rewards.values() if isinstance(module, RTDMDModule) else ()
     return Trace(
-        bases=tuple(_base(base, module.backbone.block_classes) for base in module.bases),
+        bases=tuple(_base(base, module.backbone.block_classes) for base in module.roles.bases),
         trained=parameter_bytes(trained),
         frozen=parameter_bytes(adapters) - parameter_bytes(trained),
-        gradients=parameter_bytes(module.parameters_of(GENERATOR)),
+        gradients=parameter_bytes(module.roles.parameters_of(GENERATOR)),
         vae=parameter_bytes(backbone.loaded.vae.parameters()),
         text_encoders=backbone.text_encoder_bytes(),
         rewards=sum(reward.bytes() for reward in rewards if isinstance(reward, StandIn)),

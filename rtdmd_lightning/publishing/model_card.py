@@ -12,8 +12,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from rtdmd_lightning import method
 from rtdmd_lightning.evaluation.tasks import UNSEEN_IN_IMAGES
-from rtdmd_lightning.modules.settings import SamplerSettings
 from rtdmd_lightning.roles.inference import even_steps
+from rtdmd_lightning.sampling.sampler import SamplerSettings
 
 METHOD_FILE = "METHOD.md"
 """The file beside the card that it links to."""

@@ -59,20 +59,25 @@ class RewardMixture:
         """
         return {name: checked_score(reward, images, prompts, metadata).float() for name, reward in self.rewards.items()}
 
-    def differentiable_sum(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
-        """`Σ_i w_i·r_i`, `[B]`, over the back-propagated rewards only, with gradient to `images`.
+    def differentiable_scores(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> dict[str, Tensor]:
+        """`[B]` scores of the back-propagated rewards by name, unweighted, with gradient to `images`.
 
         Raises UserError for a mixture without any, RewardError as `score` does and for a score that has lost its gradient.
         """
         if not self.differentiable:
             raise UserError(f"none of the rewards {sorted(self.rewards)} is back-propagated: name one in {OPTION}")
-        terms = []
+        scores = {}
         for name in self.differentiable:
             score = checked_score(self.rewards[name], images, prompts, metadata)
             if images.requires_grad and not score.requires_grad:
                 raise RewardError(f"the reward {name!r} calls itself differentiable but its score has no gradient")
-            terms.append(self.weights[name] * score)
-        return torch.stack(terms).sum(dim=0)
+            scores[name] = score
+        return scores
+
+    def differentiable_sum(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
+        """`Σ_i w_i·r_i`, `[B]`, over them."""
+        scores = self.differentiable_scores(images, prompts, metadata)
+        return torch.stack([self.weights[name] * score for name, score in scores.items()]).sum(dim=0)
 
 
 def checked_score(reward: Reward, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:

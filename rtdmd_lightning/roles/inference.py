@@ -11,7 +11,8 @@ from rtdmd_lightning.data.embeddings import PromptEmbedder
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.objectives import evenly_spaced
 from rtdmd_lightning.roles.apply import activate
-from rtdmd_lightning.sampling.rollout import check_eta, check_steps, rollout
+from rtdmd_lightning.roles.drawing import draw
+from rtdmd_lightning.sampling.sampler import CPSSampler, check_eta, check_steps
 from rtdmd_lightning.sampling.structures import Conditioning
 from rtdmd_lightning.utils.errors import UserError
 from rtdmd_lightning.utils.randomness import SampleRandom
@@ -55,7 +56,7 @@ class InferenceModel:
         self._guidance_scale = guidance_scale
         self.eta = eta
         self.transformer: nn.Module
-        self.sigmas: tuple[float, ...]
+        self.sampler: CPSSampler
         self.device: torch.device
 
     def load(self, device: torch.device) -> None:
@@ -72,10 +73,12 @@ class InferenceModel:
         self.backbone.to(device)
         self.device = device
         self.embed = PromptEmbedder(self.backbone)
-        if isinstance(self.steps, int):
-            self.sigmas = self.backbone.pipeline_sigmas(self.steps)
-        else:
-            self.sigmas = self.backbone.sigmas(list(self.steps))
+        sigmas = (
+            self.backbone.pipeline_sigmas(self.steps)
+            if isinstance(self.steps, int)
+            else self.backbone.sigmas(list(self.steps))
+        )
+        self.sampler = CPSSampler(sigmas, self.eta)
 
     @property
     def guidance_scale(self) -> float:
@@ -89,15 +92,7 @@ class InferenceModel:
         """Images `[B, 3, H, W]` in [0, 1]; sample i's noise depends on (seed, indices[i]) only, whatever the batch."""
         conditioning = self.embed(prompts, self.device)
         random = SampleRandom(seed, indices, self.device)
-        shape = self.backbone.latent_shape()
-        trajectory = rollout(
-            lambda latents, sigma: self.velocity(latents, sigma, conditioning),
-            random.normal("start", shape),
-            sigmas=self.sigmas,
-            eta=self.eta,
-            step_noise=lambda step: random.normal(f"step {step}", shape),
-        )
-        return self.backbone.decode(trajectory.samples).clamp(0, 1)
+        return draw(self.backbone, self.sampler, self.velocity, conditioning, random)
 
     def velocity(self, latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
         """The velocity at one level, guided where there is guidance."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rtdmd_lightning.data.rollout import Rollout
 from rtdmd_lightning.modules import RTDMDModule
-from rtdmd_lightning.modules.roles import GENERATOR
+from rtdmd_lightning.roles.roles import GENERATOR
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Moments:
 
 def gradient(module: RTDMDModule, loss: Tensor) -> Tensor:
     """`[D]`, by all parameters of the generator's adapter. The graph stays, for another loss of the same forward pass."""
-    parameters = module.parameters_of(GENERATOR)
+    parameters = module.roles.parameters_of(GENERATOR)
     with module.roles.role(GENERATOR):
         parts = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
     return torch.cat([part.flatten() for part in parts])
@@ -59,9 +59,14 @@ def gradient(module: RTDMDModule, loss: Tensor) -> Tensor:
 def gradients(
     module: RTDMDModule, rollout: Rollout, chosen: Sequence[int], guidance_scale: float
 ) -> Iterator[tuple[str, Tensor]]:
-    """Of the generator's loss of one micro-batch, term by term, with the weights that they have in the run."""
+    """Of the generator's loss of one micro-batch, term by term, with the weights that they have in the run.
+
+    Those at the last step are of its samples that have an advantage, and zero for the others.
+    """
+    conditioning = module.embed(rollout.batch.prompts, module.device)
     for step in chosen:
-        yield f"policy, step {step}", gradient(module, module.policy_loss(rollout, step))
-    last = module.final_step_terms(rollout, module.kept_rows(rollout), guidance_scale)
-    for name, loss in last.items():
-        yield name, gradient(module, loss)
+        for name, term in module.policy_loss(rollout, step, conditioning).items():
+            yield f"{name}, step {step}", gradient(module, term.weight * term.value)
+    rows = module.kept_rows(rollout)
+    for name, term in module.final_terms(rollout, rows, guidance_scale).items():
+        yield name, gradient(module, len(rows) / len(rollout) * term.weight * term.value)

@@ -6,6 +6,7 @@ keeps its traceback.
 """
 
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,18 @@ def require(condition: bool, sentence: str) -> None:
     """Raise UserError with the sentence unless the condition holds."""
     if not condition:
         raise UserError(sentence)
+
+
+def check_not_negative(where: str, **values: float) -> None:
+    """Raise UserError, which calls them `where` and their names, for numbers below 0."""
+    for name, value in values.items():
+        require(0 <= value < math.inf, f"{where}{name} must be a number from 0 up, not {value}")
+
+
+def check_positive(where: str, **values: float) -> None:
+    """The same for numbers that are not above 0."""
+    for name, value in values.items():
+        require(0 < value < math.inf, f"{where}{name} must be above 0, not {value}")
 
 
 def first_line(error: BaseException) -> str:

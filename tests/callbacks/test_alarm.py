@@ -13,10 +13,10 @@ from rtdmd_lightning.callbacks import RewardEvalCallback, RewardHackingAlarm
 from rtdmd_lightning.callbacks.alarm import CHECKPOINT
 from rtdmd_lightning.callbacks.measures import Evaluation
 from rtdmd_lightning.utils.errors import UserError
-from tests.callbacks.test_reward_eval import PROMPTS, Length
-from tests.test_resume import assert_identical
-from tests.tiny import tiny_module, write_config
-from tests.tiny_rtdmd import save_cold_start, write_rtdmd_config
+from tests.support.held_out import PROMPTS, Length, Scripted
+from tests.support.runs import assert_identical
+from tests.support.tiny import tiny_module, write_config
+from tests.support.tiny_rtdmd import save_cold_start, write_rtdmd_config
 
 
 def fires(alarm, trained, **held_out):
@@ -75,16 +75,6 @@ def test_it_wants_rewards_that_are_trained_on_and_an_evaluation(tiny_folder):
 
 
 # In a run of stage 2.
-
-
-class Scripted(RewardEvalCallback):
-    """The trained rewards rise from evaluation to evaluation; the held-out one does as it is told."""
-
-    length = {0: 10.0, 1: 12.0, 2: 6.0, 3: 9.0}
-
-    def score_rewards(self, trainer, pl_module, metrics):
-        for name, metric in metrics.items():
-            metric.update(self.length[trainer.global_step] if "length" in name else trainer.global_step / 10)
 
 
 def train(folder, pipeline, cold_start, *, stop, updates=3, checkpoint=None):

@@ -7,16 +7,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
+from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
 
 from rtdmd_lightning.callbacks import ExportGenerator
 from rtdmd_lightning.callbacks.export import write_adapter
 from rtdmd_lightning.modules import ACDMDModule
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
 from rtdmd_lightning.roles import read, stack
 from rtdmd_lightning.roles.lora import LoraSettings, adapter_parameters, adapter_state_dict, read_adapter
 from rtdmd_lightning.roles.reading import from_state_dict
-from tests.tiny import tiny_backbone, tiny_module
-from tests.tiny_rtdmd import save_cold_start, tiny_rtdmd_module
+from tests.support.tiny import tiny_backbone, tiny_module
+from tests.support.tiny_rtdmd import save_cold_start, tiny_rtdmd_module
 
 
 def fake_trainer(log_dir, *, rank=0, step=4):

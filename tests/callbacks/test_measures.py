@@ -5,7 +5,7 @@ import torch
 
 from rtdmd_lightning.callbacks.measures import DIVERSITY, sort_out, trained_weights
 from rtdmd_lightning.utils.errors import UserError
-from tests.tiny import tiny_module
+from tests.support.tiny import tiny_module
 
 TRAINED = {"shapes": 1.0, "clipscore": 2.0}
 MEASURED = ["shapes", "clipscore", "imagereward", "aesthetic", DIVERSITY]

@@ -8,20 +8,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
+from rtdmd_lightning.modules.roles import EMA, GENERATOR
 from torchvision.io import read_image
 
 from rtdmd_lightning import fit
 from rtdmd_lightning.callbacks import RewardEvalCallback, reward_eval
 from rtdmd_lightning.callbacks.diversity import DiversitySettings
 from rtdmd_lightning.data.prompts import load_prompts
-from rtdmd_lightning.modules.roles import EMA, GENERATOR
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.mixture import RewardError
 from rtdmd_lightning.utils.errors import UserError
-from tests.tiny import write_config
-
-COUNT = 12  # two prompts of each of the six tags
-PROMPTS = f"shapes:held_out:{COUNT // 6}"
+from tests.support.held_out import COUNT, PROMPTS, Length
+from tests.support.tiny import write_config
 
 
 class Brightness(Reward):
@@ -32,16 +30,6 @@ class Brightness(Reward):
     def score(self, images, prompts, metadata):
         assert len(images) == len(prompts) == len(metadata)
         return images.mean(dim=(1, 2, 3))
-
-
-class Length(Reward):
-    """What is scored is the prompt, and its metadata is that prompt's."""
-
-    name, differentiable = "length", False
-
-    def score(self, images, prompts, metadata):
-        assert prompts == [entry["prompt"] for entry in metadata]
-        return torch.tensor([float(len(prompt)) for prompt in prompts])
 
 
 class Student:

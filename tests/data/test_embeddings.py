@@ -3,36 +3,15 @@
 import torch
 
 from rtdmd_lightning.data.embeddings import PromptEmbedder
-from rtdmd_lightning.sampling.structures import Conditioning
+from tests.support.counting_backbone import CountingBackbone, assert_encodes
 
 CPU = torch.device("cpu")
 ROW_BYTES = 4 * (3 * 2 + 5)  # of what CountingBackbone makes of a prompt
 
 
-class CountingBackbone:
-    """Encodes a text as its length and first letter, and records what it was given."""
-
-    embedding_cache = None
-
-    def __init__(self) -> None:
-        self.calls: list[list[str]] = []
-
-    def encode_prompts(self, prompts: list[str]) -> Conditioning:
-        self.calls.append(prompts)
-        lengths = torch.tensor([float(len(prompt)) for prompt in prompts])
-        letters = torch.tensor([float(ord(prompt[:1] or " ")) for prompt in prompts])
-        return Conditioning(lengths[:, None, None].repeat(1, 3, 2), letters[:, None].repeat(1, 5))
-
-
 def embedder(capacity: int = 100) -> tuple[PromptEmbedder, CountingBackbone]:
     backbone = CountingBackbone()
     return PromptEmbedder(backbone, capacity * ROW_BYTES), backbone
-
-
-def assert_encodes(conditioning: Conditioning, prompts: list[str]) -> None:
-    expected = CountingBackbone().encode_prompts(prompts)
-    assert torch.equal(conditioning.embeds, expected.embeds)
-    assert torch.equal(conditioning.pooled, expected.pooled)
 
 
 def test_each_prompt_is_encoded_once():

@@ -17,10 +17,10 @@ from rtdmd_lightning.models.identity import identity
 from rtdmd_lightning.sampling.structures import Conditioning
 from rtdmd_lightning.utils.command_line import run_command
 from rtdmd_lightning.utils.errors import UserError
-from tests.data.test_embeddings import CountingBackbone, assert_encodes
-from tests.tiny import load_checkpoint, tiny_backbone, write_config
-from tests.tiny_backbones import OPTIONS, save_tiny_flux, save_tiny_flux2
-from tests.tiny_rtdmd import save_cold_start, write_rtdmd_config
+from tests.support.counting_backbone import CountingBackbone, assert_encodes
+from tests.support.tiny import load_checkpoint, tiny_backbone, write_config
+from tests.support.tiny_backbones import OPTIONS, save_tiny_flux, save_tiny_flux2
+from tests.support.tiny_rtdmd import save_cold_start, write_rtdmd_config
 
 CPU = torch.device("cpu")
 PROMPTS = ["a red circle", "two blue crosses", "a red circle", ""]
@@ -155,7 +155,7 @@ def test_a_missing_prompt_is_named_where_there_is_no_text_encoder(tmp_path):
     counting_embedder(tmp_path)(["a"], CPU)
     embedder = counting_embedder(tmp_path, text_encoders=False)
     assert_encodes(embedder(["a"], CPU), ["a"])
-    with pytest.raises(UserError, match=r"lacks the prompt 'bb' .*python -m rtdmd_lightning\.data\.embed"):
+    with pytest.raises(UserError, match=r"lacks the prompt 'bb' .*python -m rtdmd_lightning\.embed"):
         embedder(["a", "bb"], CPU)
     with pytest.raises(UserError, match="text_encoders=false needs an embedding_cache"):
         tiny_backbone(tmp_path, text_encoders=False)

@@ -18,7 +18,7 @@ from rtdmd_lightning.data.prompts import load_prompts
 from rtdmd_lightning.geneval import prompts as geneval_prompts
 from rtdmd_lightning.utils.configuration import compose
 from rtdmd_lightning.utils.errors import UserError, readable_errors
-from tests.tiny import REPOSITORY
+from tests.support.tiny import REPOSITORY
 
 COMMIT = "c" * 40
 DRAWBENCH = (

@@ -1,71 +1,31 @@
 """Stage 2 on one process and on two: the same epoch, and one synchronisation of gradients per optimizer step."""
 
 import json
-import os
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
-from lightning import Callback
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from rtdmd_lightning import fit
 from rtdmd_lightning.callbacks.alarm import CHECKPOINT
 from rtdmd_lightning.data.prompts import load_prompts
 from rtdmd_lightning.data.stream import PromptStream
-from tests.callbacks.test_reward_eval import PROMPTS
-from tests.tiny import STRATEGIES, load_checkpoint
-from tests.tiny_rtdmd import save_cold_start, write_rtdmd_config
+from tests.support.held_out import PROMPTS
+from tests.support.tiny import STRATEGIES, load_checkpoint
+from tests.support.tiny_rtdmd import save_cold_start, write_rtdmd_config
 
 BLOCKS = 3  # of the tiny transformer
 SCRIPTED = {
-    "class_path": "tests.callbacks.test_alarm.Scripted",
+    "class_path": "tests.support.held_out.Scripted",
     "init_args": {
         "prompts": PROMPTS,
-        "rewards": [{"class_path": "tests.callbacks.test_reward_eval.Length"}],
+        "rewards": [{"class_path": "tests.support.held_out.Length"}],
         "every_n_updates": 1,
         "grid": 2,
         "at_start": True,
     },
 }
 ALARM = {"class_path": "rtdmd_lightning.callbacks.RewardHackingAlarm", "init_args": {"stop": True}}
-
-
-class CountScatters(TorchDispatchMode):
-    """Counts the reduce-scatters that FSDP2 calls (CommDebugMode's module tracking breaks inside Lightning's hooks)."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += "reduce_scatter" in func.name()
-        return func(*args, **(kwargs or {}))
-
-
-class CountSyncs(Callback):
-    """Writes how often gradients were reduced over the ranks in the first epoch: by DDP, and per sharded block by FSDP2."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.count = 0
-        self.collectives = CountScatters()
-
-    def on_train_start(self, trainer, pl_module) -> None:
-        if isinstance(trainer.strategy.model, torch.nn.parallel.DistributedDataParallel):
-            trainer.strategy.model.register_comm_hook(None, self.hook)
-
-    def hook(self, group, bucket):
-        self.count += bucket.is_last()
-        return allreduce_hook(group, bucket)
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        self.collectives.__enter__()
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        self.collectives.__exit__(None, None, None)
-        if trainer.global_rank == 0 and not os.path.exists(self.path):
-            Path(self.path).write_text(json.dumps({"ddp": self.count, "fsdp2": self.collectives.count}))
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +44,7 @@ def single(tiny_folder, cold_start, tmp_path_factory):
 def test_two_processes_make_the_single_process_epochs(strategy, syncs, pair, single, tiny_folder, cold_start, tmp_path):
     config = str(write_rtdmd_config(tmp_path, tiny_folder, cold_start, checkpoint_every=2))
     counting = [
-        "--trainer.callbacks+=tests.distributed.test_rtdmd_two_processes.CountSyncs",
+        "--trainer.callbacks+=tests.support.count_syncs.CountSyncs",
         f"--trainer.callbacks.path={tmp_path / 'syncs.json'}",
     ]
     pair.fit("--config", config, *STRATEGIES[strategy], *counting)
@@ -104,7 +64,7 @@ def test_two_processes_make_the_single_process_epochs(strategy, syncs, pair, sin
 SOME_ADVANTAGES = {
     "images_per_prompt": 2,
     "rewards": {
-        "rewards": [{"class_path": "tests.tiny_rtdmd.RednessOfCircles"}],
+        "rewards": [{"class_path": "tests.support.tiny_rtdmd.RednessOfCircles"}],
         "weights": {"redness_of_circles": 1.0},
         "back_propagated": ["redness_of_circles"],
     },

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rtdmd_lightning import fit
-from tests.tiny import STRATEGIES, load_checkpoint, write_config
+from tests.support.tiny import STRATEGIES, load_checkpoint, write_config
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pytest
 from rtdmd_lightning.evaluation.published import FACTS, ROWS, published_scores
 from rtdmd_lightning.geneval.prompts import test_prompts as geneval_prompts
 from rtdmd_lightning.utils.configuration import compose
-from tests.tiny import REPOSITORY
+from tests.support.tiny import REPOSITORY
 
 SD3M, KLEIN = "stabilityai/stable-diffusion-3-medium-diffusers", "black-forest-labs/FLUX.2-klein-base-4B"
 NAMES = ("clipscore", "aesthetic", "pickscore", "hpsv2", "imagereward")

@@ -8,7 +8,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from rtdmd_lightning.evaluation.report import BINS, histogram, write_report
 from rtdmd_lightning.evaluation.settings import Gallery
-from tests.evaluation.scores import PROMPTS, REWARD_SETTINGS, SCORES, draw_files, hand_made
+from tests.support.scores import PROMPTS, REWARD_SETTINGS, SCORES, draw_files, hand_made
 
 MINUS = "\N{MINUS SIGN}"
 CHROMIUM = shutil.which("chromium")

@@ -8,7 +8,7 @@ from rtdmd_lightning.data.prompts import spread
 from rtdmd_lightning.evaluation.images import read_image
 from rtdmd_lightning.evaluation.settings import Gallery
 from rtdmd_lightning.evaluation.side_by_side import save_side_by_side, write_side_by_side
-from tests.evaluation.scores import SCORES, draw_files, hand_made
+from tests.support.scores import SCORES, draw_files, hand_made
 
 WHITE = Image.new("RGB", (8, 8), "white")
 

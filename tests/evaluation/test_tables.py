@@ -9,7 +9,7 @@ from scipy import stats
 
 from rtdmd_lightning.evaluation.results import write_results
 from rtdmd_lightning.evaluation.tables import to_markdown
-from tests.evaluation.scores import PROMPTS, SCORES, hand_made
+from tests.support.scores import PROMPTS, SCORES, hand_made
 
 GOLDEN = """\
 ## held-out: 4 prompts (prompts.jsonl)

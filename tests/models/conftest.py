@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.tiny_backbones import save_all
+from tests.support.tiny_backbones import save_all
 
 
 @pytest.fixture(scope="session")

@@ -7,18 +7,18 @@ from itertools import pairwise
 import pytest
 import torch
 from diffusers import Flux2KleinPipeline, FluxPipeline
+from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR, TEACHER
+from rtdmd_lightning.modules.settings import SamplerSettings
 
 from rtdmd_lightning.callbacks.export import write_adapter
 from rtdmd_lightning.models.flux import FluxBackbone
 from rtdmd_lightning.models.flux2 import Flux2Backbone
 from rtdmd_lightning.modules import ACDMDModule
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR, TEACHER
-from rtdmd_lightning.modules.settings import SamplerSettings
 from rtdmd_lightning.roles import lora
 from rtdmd_lightning.roles.inference import InferenceModel
 from rtdmd_lightning.utils.errors import UserError
 from rtdmd_lightning.utils.randomness import SampleRandom
-from tests.tiny_backbones import OPTIONS, RESOLUTION, TEXT_TOKENS, module_of, tiny_backbones
+from tests.support.tiny_backbones import OPTIONS, RESOLUTION, TEXT_TOKENS, module_of, tiny_backbones
 
 CPU = torch.device("cpu")
 PROMPTS = ["a photo of a red circle", "a photo of two crosses"]

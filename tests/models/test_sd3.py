@@ -6,11 +6,11 @@ import shutil
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
-
 from rtdmd_lightning.modules.settings import SamplerSettings
+
 from rtdmd_lightning.utils.errors import UserError
 from rtdmd_lightning.utils.randomness import SampleRandom
-from tests.tiny import tiny_backbone, tiny_module
+from tests.support.tiny import tiny_backbone, tiny_module
 
 
 @pytest.mark.parametrize("sampler", [SamplerSettings(eta=0.0), SamplerSettings(eta=0.9, draw_eta=0.0)])

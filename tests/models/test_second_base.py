@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR, TEACHER
 
 from rtdmd_lightning.modules import ACDMDModule
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR, TEACHER
 from rtdmd_lightning.roles import lora
-from tests.tiny_backbones import module_of, tiny_backbones
+from tests.support.tiny_backbones import module_of, tiny_backbones
 
 LEVEL = 0.6
 

@@ -15,8 +15,8 @@ from rtdmd_lightning.models import Flux2Backbone, FluxBackbone, SD3Backbone
 from rtdmd_lightning.models.families import FAMILIES, open_backbone
 from rtdmd_lightning.utils.configuration import compose
 from rtdmd_lightning.utils.errors import UserError, readable_errors
-from tests.tiny import REPOSITORY, write_config
-from tests.tiny_backbones import module_of
+from tests.support.tiny import REPOSITORY, write_config
+from tests.support.tiny_backbones import module_of
 
 # A tiny SD3, its CLIPs of 77 tokens, and what the authors' implementation makes of five prompts with it.
 UPDATES = REPOSITORY / "tests/data/golden/updates"

@@ -7,18 +7,18 @@ import pytest
 import torch
 import yaml
 from peft.tuners.lora import LoraLayer
+from rtdmd_lightning.modules.core import DistillationModule
+from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
 
 from rtdmd_lightning import fit
 from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE, GENERATOR_FILE
-from rtdmd_lightning.modules.core import DistillationModule
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
 from rtdmd_lightning.modules.rtdmd import COLD_START, COLD_START_FAKE
 from rtdmd_lightning.objectives import clean_from_velocity
 from rtdmd_lightning.roles.lora import adapter_parameters, adapter_state_dict
-from tests.tiny import STRATEGIES, load_checkpoint, write_config
-from tests.tiny_backbones import family_config, module_of, tiny_backbones
-from tests.tiny_rtdmd import save_cold_start_of, write_rtdmd_config
+from tests.support.tiny import STRATEGIES, load_checkpoint, write_config
+from tests.support.tiny_backbones import family_config, module_of, tiny_backbones
+from tests.support.tiny_rtdmd import save_cold_start_of, write_rtdmd_config
 
 FAMILIES = ("flux", "flux_free", "flux2_two_bases")
 COLD_STARTS = [("cold_start", name) for name in FAMILIES]

@@ -3,13 +3,13 @@
 import pytest
 import torch
 from lightning import Trainer
-
-from rtdmd_lightning import objectives
 from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR
 from rtdmd_lightning.modules.settings import Consistency, EMASettings, RenoiseSettings, SamplerSettings
+
+from rtdmd_lightning import objectives
 from rtdmd_lightning.utils.errors import UserError
 from rtdmd_lightning.utils.randomness import SampleRandom
-from tests.tiny import tiny_module
+from tests.support.tiny import tiny_module
 
 CPU = torch.device("cpu")
 PROMPTS = ["a photo of a red circle", "a photo of two crosses", "a icon of a square above a circle"]

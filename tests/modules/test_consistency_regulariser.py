@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from rtdmd_lightning.modules.settings import Consistency
+
 from rtdmd_lightning.sampling.structures import ExecutedStep, Subinterval
 from rtdmd_lightning.utils.randomness import SampleRandom
-from tests.known import COS, SIN, KnownDraws, cps_mean, linear, per_sample, randn, renoised, with_fields
-from tests.tiny import tiny_module
+from tests.support.known import COS, SIN, KnownDraws, cps_mean, linear, per_sample, randn, renoised, with_fields
+from tests.support.tiny import tiny_module
 
 CPU = torch.device("cpu")
 B = 3

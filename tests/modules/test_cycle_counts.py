@@ -3,11 +3,11 @@
 import math
 
 import pytest
-
 from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR, TEACHER
 from rtdmd_lightning.modules.settings import Consistency
-from tests.known import count_passes
-from tests.tiny import tiny_module, train
+
+from tests.support.known import count_passes
+from tests.support.tiny import tiny_module, train
 
 B, K = 2, 4
 CYCLES = 3

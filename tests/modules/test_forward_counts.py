@@ -4,12 +4,12 @@ from collections import Counter
 
 import pytest
 import torch
-
-from rtdmd_lightning.modules.ac_dmd import Update
 from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR, TEACHER
 from rtdmd_lightning.modules.settings import Consistency
+
+from rtdmd_lightning.modules.ac_dmd import Update
 from rtdmd_lightning.utils.randomness import SampleRandom
-from tests.tiny import tiny_module
+from tests.support.tiny import tiny_module
 
 BATCH, STEPS = 3, 4
 

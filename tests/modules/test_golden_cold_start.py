@@ -2,15 +2,15 @@
 
 import pytest
 import torch
+from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
+from rtdmd_lightning.modules.settings import Consistency, EMASettings, SamplerSettings
 
 from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.modules import ACDMDModule, ac_dmd, matching
 from rtdmd_lightning.modules.ac_dmd import Update
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
-from rtdmd_lightning.modules.settings import Consistency, EMASettings, SamplerSettings
 from rtdmd_lightning.objectives import renoise_scale
 from rtdmd_lightning.roles.lora import LoraSettings
-from tests.modules.golden_updates import (
+from tests.support.golden_updates import (
     FOLDER,
     LAYOUT,
     OF_CHANGES,

@@ -4,11 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-
-from rtdmd_lightning.data.rollout import Rollout
-from rtdmd_lightning.data.stream import PromptBatch
-from rtdmd_lightning.modules import RTDMDModule, matching, reinforcement, rtdmd
-from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE, GENERATOR_FILE
 from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
 from rtdmd_lightning.modules.settings import (
     Consistency,
@@ -17,11 +12,16 @@ from rtdmd_lightning.modules.settings import (
     PolicySettings,
     SamplerSettings,
 )
+
+from rtdmd_lightning.data.rollout import Rollout
+from rtdmd_lightning.data.stream import PromptBatch
+from rtdmd_lightning.modules import RTDMDModule, matching, reinforcement, rtdmd
+from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE, GENERATOR_FILE
 from rtdmd_lightning.objectives import group_advantages
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.mixture import RewardMixture
 from rtdmd_lightning.roles.lora import LoraSettings
-from tests.modules.golden_updates import (
+from tests.support.golden_updates import (
     LAYOUT,
     OF_CHANGES,
     OF_PARAMETERS,

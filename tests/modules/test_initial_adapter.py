@@ -2,15 +2,15 @@
 
 import pytest
 import torch
+from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
 
 from rtdmd_lightning.modules import ACDMDModule
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
 from rtdmd_lightning.roles import writing
 from rtdmd_lightning.roles.adapter import SCALE_KEY
 from rtdmd_lightning.roles.lora import LoraSettings, adapter_state_dict
 from rtdmd_lightning.roles.reading import from_state_dict
 from rtdmd_lightning.utils.errors import UserError
-from tests.tiny import tiny_backbone, tiny_module
+from tests.support.tiny import tiny_backbone, tiny_module
 
 LORA = LoraSettings(rank=4, alpha=12)  # a scale of 3: neither the method's 2 nor the 1 that diffusers assumes
 

@@ -2,12 +2,23 @@
 
 import pytest
 import torch
-
 from rtdmd_lightning.modules.settings import Consistency
+
 from rtdmd_lightning.sampling.structures import ExecutedStep
 from rtdmd_lightning.utils.randomness import SampleRandom
-from tests.known import COS, SIN, KnownDraws, cps_mean, linear, mean_abs, per_sample, randn, renoised, with_fields
-from tests.tiny import tiny_module
+from tests.support.known import (
+    COS,
+    SIN,
+    KnownDraws,
+    cps_mean,
+    linear,
+    mean_abs,
+    per_sample,
+    randn,
+    renoised,
+    with_fields,
+)
+from tests.support.tiny import tiny_module
 
 PROMPTS = ["a red circle", "two crosses"]
 B = len(PROMPTS)

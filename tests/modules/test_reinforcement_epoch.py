@@ -4,15 +4,15 @@ from itertools import product
 
 import pytest
 import torch
+from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR, TEACHER
+from rtdmd_lightning.modules.settings import FinalStepSettings, OptimizerSettings, PolicySettings
 
 from rtdmd_lightning.data.rollout import Rollout
 from rtdmd_lightning.data.stream import PromptBatch
-from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR, TEACHER
-from rtdmd_lightning.modules.settings import FinalStepSettings, OptimizerSettings, PolicySettings
 from rtdmd_lightning.rewards.mixture import RewardMixture
-from tests.known import count_passes
-from tests.tiny import train
-from tests.tiny_rtdmd import Redness, RednessOfCircles, save_cold_start, tiny_rtdmd_module
+from tests.support.known import count_passes
+from tests.support.tiny import train
+from tests.support.tiny_rtdmd import Redness, RednessOfCircles, save_cold_start, tiny_rtdmd_module
 
 MICRO_BATCHES = 8
 # A large eps makes AdamW's first step proportional to the gradient.

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from rtdmd_lightning.modules.settings import FinalStepSettings, PolicySettings
 
 from rtdmd_lightning.data.rollout import Rollout
 from rtdmd_lightning.data.stream import PromptBatch
-from rtdmd_lightning.modules.settings import FinalStepSettings, PolicySettings
 from rtdmd_lightning.rewards.mixture import RewardMixture
-from tests.known import SIN, KnownDraws, cps_mean, linear, mean_abs, randn, with_fields
-from tests.tiny_rtdmd import Contrast, Redness, save_cold_start, tiny_rtdmd_module
+from tests.support.known import SIN, KnownDraws, cps_mean, linear, mean_abs, randn, with_fields
+from tests.support.tiny_rtdmd import Contrast, Redness, save_cold_start, tiny_rtdmd_module
 
 B = 5
 CLIP, ADVANTAGE_CLIP = 1e-3, 4.0

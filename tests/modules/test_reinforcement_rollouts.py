@@ -5,11 +5,11 @@ from itertools import combinations, pairwise
 
 import pytest
 import torch
+from rtdmd_lightning.modules.settings import PolicySettings
 
 from rtdmd_lightning.data.stream import PromptBatch
-from rtdmd_lightning.modules.settings import PolicySettings
-from tests.known import COS, SIN, with_fields
-from tests.tiny_rtdmd import save_cold_start, tiny_rtdmd_module
+from tests.support.known import COS, SIN, with_fields
+from tests.support.tiny_rtdmd import save_cold_start, tiny_rtdmd_module
 
 PROMPTS = ["a red circle", "a red circle", "two crosses", "two crosses"]
 STOCHASTIC = range(3)

@@ -4,17 +4,17 @@ import math
 from collections import Counter
 
 import pytest
+from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR, TEACHER
 
 from rtdmd_lightning import fit
-from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR, TEACHER
 from rtdmd_lightning.modules.rtdmd import COLD_START, RTDMDModule
 from rtdmd_lightning.utils.errors import UserError
-from tests.tiny_rtdmd import write_rtdmd_config
+from tests.support.tiny_rtdmd import write_rtdmd_config
 
 
 @pytest.fixture(scope="module")
 def cold_start(tiny_folder, tmp_path_factory):
-    from tests.tiny_rtdmd import save_cold_start
+    from tests.support.tiny_rtdmd import save_cold_start
 
     return save_cold_start(tiny_folder, tmp_path_factory.mktemp("cold_start"))
 

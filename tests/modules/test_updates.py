@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 from lightning import Callback
-from torch.optim.optimizer import register_optimizer_step_pre_hook
-
 from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
 from rtdmd_lightning.modules.settings import EMASettings, OptimizerSettings
-from tests.tiny import REPOSITORY, tiny_module, train
-from tests.tiny_rtdmd import save_cold_start, tiny_rtdmd_module
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from tests.support.tiny import REPOSITORY, tiny_module, train
+from tests.support.tiny_rtdmd import save_cold_start, tiny_rtdmd_module
 
 PAPER = json.loads((REPOSITORY / "tests/data/paper_constants.json").read_text())
 

@@ -7,7 +7,7 @@ from rtdmd_lightning.planning import tables
 from rtdmd_lightning.planning.estimate import Estimate
 from rtdmd_lightning.planning.weightless import weightless
 from rtdmd_lightning.utils.errors import UserError
-from tests.tiny import tiny_backbone, write_config
+from tests.support.tiny import tiny_backbone, write_config
 
 NAMES = (tables.DDP, tables.UNCHECKPOINTED, tables.FSDP2, tables.COPIES)
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import Callback
+from rtdmd_lightning.modules.core import DistillationModule
+from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR
 from torch.profiler import ProfilerActivity, profile
 
 from rtdmd_lightning import fit, plan
-from rtdmd_lightning.modules.core import DistillationModule
-from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR
 from rtdmd_lightning.planning import tables
 from rtdmd_lightning.planning.estimate import MOMENTS
-from tests.tiny import REPOSITORY
+from tests.support.tiny import REPOSITORY
 
 TOLERANCE = 0.15
 QUIET = [

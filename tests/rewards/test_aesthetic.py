@@ -6,8 +6,8 @@ from safetensors.torch import load_file, save_file
 
 from rtdmd_lightning.rewards.aesthetic import HEAD_FILENAME, AestheticHead, AestheticReward
 from rtdmd_lightning.utils.errors import UserError
-from tests.rewards.scorers import assert_gradient_is_right, pictures
-from tests.rewards.tiny_clip import JOINT, PROMPTS, package_image_embeddings, save_tiny_clip
+from tests.support.scorers import assert_gradient_is_right, pictures
+from tests.support.tiny_clip import JOINT, PROMPTS, package_image_embeddings, save_tiny_clip
 
 CPU = torch.device("cpu")
 NO_METADATA: list[dict] = [{}, {}, {}]

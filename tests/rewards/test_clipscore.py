@@ -10,9 +10,9 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConf
 from rtdmd_lightning.rewards.clipscore import ClipScoreReward
 from rtdmd_lightning.shapes.world import IMAGE_SIZE
 from rtdmd_lightning.utils.errors import UserError
-from tests.rewards.scorers import assert_gradient_is_right, pictures
-from tests.rewards.tiny_clip import PROMPTS, SIDE, package_logits, save_tiny_clip
-from tests.tiny import REPOSITORY
+from tests.support.scorers import assert_gradient_is_right, pictures
+from tests.support.tiny import REPOSITORY
+from tests.support.tiny_clip import PROMPTS, SIDE, package_logits, save_tiny_clip
 
 CPU = torch.device("cpu")
 NO_METADATA: list[dict] = [{}, {}, {}]

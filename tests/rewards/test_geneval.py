@@ -15,7 +15,7 @@ from rtdmd_lightning.geneval.vocabulary import COCO_CLASSES, COLORS
 from rtdmd_lightning.rewards.geneval import GenEvalReward, mask_box, threshold
 from rtdmd_lightning.rewards.geneval_color import TEMPLATES, ColorNamer, cut_out
 from rtdmd_lightning.utils.errors import UserError
-from tests.rewards.scorers import pictures, to_pil
+from tests.support.scorers import pictures, to_pil
 
 CLIP = {
     "embed_dim": 16,

@@ -6,8 +6,8 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VL
 
 from rtdmd_lightning.rewards.geneval2 import GenEval2Reward, answer_spellings, questions, soft_tifa
 from rtdmd_lightning.utils.errors import UserError
-from tests.rewards import qwen
-from tests.rewards.scorers import pictures, to_pil
+from tests.support import qwen
+from tests.support.scorers import pictures, to_pil
 
 ASKED = {"vqa_list": [["How many cows are in the image?", "four"], ["Are the cows plastic?", "Yes"], ["A cow?", "Yes"]]}
 

@@ -13,7 +13,7 @@ from accelerate import init_empty_weights
 from rtdmd_lightning.rewards import compat
 from rtdmd_lightning.rewards.hpsv2 import ARCHITECTURE, FILENAME, HPSv2Reward, empty_clip
 from rtdmd_lightning.utils.errors import UserError
-from tests.rewards.scorers import (
+from tests.support.scorers import (
     assert_autocast_changes_nothing,
     assert_frozen,
     assert_gradient_is_right,

@@ -15,8 +15,8 @@ from rtdmd_lightning.rewards import hpsv3
 from rtdmd_lightning.rewards.hpsv3 import FILENAME, HPSv3Network, HPSv3Reward, current_keys
 from rtdmd_lightning.rewards.state import build_empty
 from rtdmd_lightning.utils.errors import UserError
-from tests.rewards import qwen
-from tests.rewards.scorers import pictures, published_shapes, to_pil
+from tests.support import qwen
+from tests.support.scorers import pictures, published_shapes, to_pil
 
 PROMPTS = ["a red cube", "two dogs in the snow, with a {brace}"]
 

@@ -9,7 +9,7 @@ import torch
 from rtdmd_lightning.rewards import compat
 from rtdmd_lightning.rewards.imagereward import FILENAME, MED_CONFIG, VOCABULARY, ImageRewardReward, empty_image_reward
 from rtdmd_lightning.utils.errors import UserError
-from tests.rewards.scorers import (
+from tests.support.scorers import (
     assert_autocast_changes_nothing,
     assert_frozen,
     assert_gradient_is_right,

@@ -6,8 +6,8 @@ import torch
 from rtdmd_lightning.rewards.pickscore import PickScoreReward
 from rtdmd_lightning.rewards.weights import CACHE_VARIABLE
 from rtdmd_lightning.utils.errors import UserError
-from tests.rewards.scorers import assert_gradient_is_right, pictures
-from tests.rewards.tiny_clip import PROMPTS, SIDE, package_logits, save_tiny_clip
+from tests.support.scorers import assert_gradient_is_right, pictures
+from tests.support.tiny_clip import PROMPTS, SIDE, package_logits, save_tiny_clip
 
 CPU = torch.device("cpu")
 NO_METADATA: list[dict] = [{}, {}, {}]

@@ -10,7 +10,7 @@ from transformers import CLIPImageProcessor, CLIPImageProcessorPil
 
 from rtdmd_lightning.rewards.preprocess import ClipPreprocess, centre_crop, resize_shorter_side
 from rtdmd_lightning.utils.errors import UserError
-from tests.rewards.scorers import pictures, to_pil
+from tests.support.scorers import pictures, to_pil
 
 SIDE = 32
 SIZES = [(48, 48), (90, 64), (37, 91), (20, 20), (17, 25), (32, 32), (51, 32), (224, 224)]

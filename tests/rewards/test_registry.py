@@ -14,7 +14,7 @@ from rtdmd_lightning.rewards.mixture import RewardMixture
 from rtdmd_lightning.rewards.registry import REWARDS, reward_class
 from rtdmd_lightning.rewards.shapes import ShapesReward
 from rtdmd_lightning.utils.errors import UserError
-from tests.tiny import REPOSITORY
+from tests.support.tiny import REPOSITORY
 
 PUBLISHED = {"clipscore", "pickscore", "hpsv2", "imagereward", "aesthetic", "hpsv3", "ocr", "geneval", "geneval2"}
 

@@ -23,7 +23,7 @@ from rtdmd_lightning.shapes.prompts import held_out_prompts
 from rtdmd_lightning.shapes.render import render_batch
 from rtdmd_lightning.shapes.world import sample_scene
 from rtdmd_lightning.utils.errors import UserError
-from tests.rewards.counting import REPOSITORY, CountingReward, serve_process, served, wait_until
+from tests.support.counting import REPOSITORY, CountingReward, serve_process, served, wait_until
 
 CPU = torch.device("cpu")
 
@@ -142,7 +142,7 @@ def test_a_server_killed_and_restarted_during_a_run(tmp_path, no_server, caplog)
     The reward is one of the user's, by its import path, in a process of its own.
     """
     url, record = no_server, CountingReward(str(tmp_path))
-    command = ("--reward", "tests.rewards.counting.CountingReward", "--options.folder", str(tmp_path))
+    command = ("--reward", "tests.support.counting.CountingReward", "--options.folder", str(tmp_path))
     command += ("--port", url.rpartition(":")[2], "--batch_size", "3")
     questions = [batch(5, step) for step in range(5)]
     questions[2][1][0] = "stop here"

@@ -7,7 +7,7 @@ import sys
 from rtdmd_lightning.geneval.vocabulary import TAGS
 from rtdmd_lightning.shapes.prompts import prompts
 from rtdmd_lightning.shapes.text import MAX_PROMPT_TOKENS, build_silent_t5, build_tokenizer
-from tests.tiny import REPOSITORY
+from tests.support.tiny import REPOSITORY
 
 PRINT_IDS = """
 from rtdmd_lightning.shapes.text import build_tokenizer

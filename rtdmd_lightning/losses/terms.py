@@ -1,0 +1,24 @@
+"""What a loss is made of."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term: a scalar, the mean over the samples that it was given, and its weight in the loss."""
+
+    value: Tensor
+    weight: float = 1.0
+
+
+Terms = dict[str, Term]
+"""By the name that it is logged under."""
+
+
+def total(terms: Mapping[str, Term]) -> Tensor:
+    """The loss: `Σ weight·value`."""
+    return torch.stack([term.weight * term.value for term in terms.values()]).sum()

@@ -1,0 +1,74 @@
+"""Rollouts of the generator with their rewards and advantages: what a reinforcement epoch learns from (METHOD section 4)."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from rtdmd_lightning.data.rollout import Rollout, Scores, collect, shared_noise, with_advantages
+from rtdmd_lightning.data.stream import PromptBatch
+from rtdmd_lightning.losses.policy import PolicyLoss
+from rtdmd_lightning.modules.training import FewStepModule
+from rtdmd_lightning.rewards.mixture import RewardMixture
+from rtdmd_lightning.roles.drawing import decode
+from rtdmd_lightning.roles.roles import GENERATOR
+
+
+class Explorer:
+    """Makes the rollouts of an epoch; a batch is scored while the next one is rolled out.
+
+    Args:
+        module: whose generator acts.
+        rewards: what scores its images.
+        policy_loss: takes the log-probabilities, and says which of a prompt group's noises are shared.
+        trajectory_dtype: how states are stored; they are rounded as they are made, so nothing is lost.
+    """
+
+    def __init__(
+        self, module: FewStepModule, rewards: RewardMixture, policy_loss: PolicyLoss, trajectory_dtype: torch.dtype
+    ) -> None:
+        self.module, self.rewards, self.policy_loss = module, rewards, policy_loss
+        self.trajectory_dtype = trajectory_dtype
+
+    def __call__(self, batch: PromptBatch, epoch: int, chosen: Sequence[int]) -> tuple[list[Rollout], Scores]:
+        """A rollout for each of the step's batches, with advantages; and the rewards of all processes, `[N]` by name.
+
+        `chosen` are the steps whose log-probabilities are kept.
+        """
+        local = len(batch.prompts) // self.module.batches_per_step
+        batches = [batch[start : start + local] for start in range(0, len(batch.prompts), local)]
+        rollouts = collect(batches, partial(self.sample, epoch=epoch, chosen=chosen), self.score)
+        return with_advantages(
+            rollouts,
+            self.rewards.weights,
+            images_per_prompt=self.module.images_per_prompt,
+            global_std=self.policy_loss.settings.global_std,
+            gather=self.module.gather,
+        )
+
+    def sample(
+        self, batch: PromptBatch, epoch: int, chosen: Sequence[int]
+    ) -> tuple[tuple[Tensor, ...], dict[int, Tensor], Tensor]:
+        """States and log-probabilities by step (on the CPU) of one micro-batch, and its images."""
+        module, shape = self.module, self.module.backbone.latent_shape()
+        random = module.random_of(batch)
+
+        def step_noise(number: int) -> Tensor:
+            if number in chosen or not self.policy_loss.settings.shared_noise:
+                return random.normal(f"step {number}", shape)
+            shared = shared_noise(batch.prompts, shape, seed=module.seed, epoch=epoch, step=number)
+            return shared.to(module.device)
+
+        conditioning, dtype = module.embed(batch.prompts, module.device), self.trajectory_dtype
+        trajectory = module.roll_out(GENERATOR, conditioning, random, step_noise=step_noise, state_dtype=dtype)
+        states, velocities = trajectory.states, trajectory.velocities
+        log_probs = {
+            number: self.policy_loss.log_prob(number, states[number], velocities[number], states[number + 1]).cpu()
+            for number in chosen
+        }
+        stored = tuple(state.to("cpu", dtype) for state in states)
+        return stored, log_probs, decode(module.backbone, trajectory.samples)
+
+    def score(self, images: Tensor, batch: PromptBatch) -> Scores:
+        return self.rewards.score(images, batch.prompts, batch.metadata)

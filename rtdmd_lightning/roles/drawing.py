@@ -1,0 +1,54 @@
+"""Drawing images with a few-step sampler and any velocity: the one way in which this project does it."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rtdmd_lightning.models.base import Backbone
+from rtdmd_lightning.sampling.sampler import Sampler, StepNoise
+from rtdmd_lightning.sampling.structures import Conditioning, Trajectory
+from rtdmd_lightning.utils.randomness import SampleRandom
+
+ConditionalVelocity = Callable[[Tensor, float, Conditioning], Tensor]
+"""Latents at a level with their conditioning to their velocity."""
+
+
+@torch.no_grad()
+def roll_out(
+    backbone: Backbone,
+    sampler: Sampler,
+    velocity: ConditionalVelocity,
+    conditioning: Conditioning,
+    random: SampleRandom,
+    *,
+    steps: int | None = None,
+    step_noise: StepNoise | None = None,
+    state_dtype: torch.dtype | None = None,
+) -> Trajectory:
+    """A rollout from each sample's own noise, without gradient; `step_noise` replaces that of the steps."""
+    shape = backbone.latent_shape()
+    return sampler.rollout(
+        lambda latents, sigma: velocity(latents, sigma, conditioning),
+        random.normal("start", shape),
+        step_noise=step_noise or (lambda step: random.normal(f"step {step}", shape)),
+        steps=steps,
+        state_dtype=state_dtype,
+    )
+
+
+def draw(
+    backbone: Backbone,
+    sampler: Sampler,
+    velocity: ConditionalVelocity,
+    conditioning: Conditioning,
+    random: SampleRandom,
+) -> Tensor:
+    """Images `[B, 3, H, W]` in [0, 1]; sample i's depends on its conditioning and its own random numbers alone."""
+    return decode(backbone, roll_out(backbone, sampler, velocity, conditioning, random).samples)
+
+
+@torch.no_grad()
+def decode(backbone: Backbone, latents: Tensor) -> Tensor:
+    """Clean latents to images `[B, 3, H, W]`, cut off to [0, 1]."""
+    return backbone.decode(latents).clamp(0, 1)

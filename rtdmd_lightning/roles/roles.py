@@ -1,0 +1,128 @@
+"""Generator, fake score, teacher and average as roles on one frozen base: built, evaluated, read out."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from rtdmd_lightning.models.base import Backbone
+from rtdmd_lightning.roles import lora
+from rtdmd_lightning.roles.adapter import Adapter
+from rtdmd_lightning.roles.apply import inject
+from rtdmd_lightning.roles.lora import AdapterRoles, LoraSettings
+from rtdmd_lightning.roles.sharding import shard
+from rtdmd_lightning.sampling.structures import Conditioning
+
+GENERATOR, FAKE_SCORE, TEACHER, EMA = "generator", "fake_score", "teacher", "generator_ema"
+COLD_START, COLD_START_FAKE = "cold_start", "cold_start_fake_score"
+
+Stacks = Mapping[str, tuple[str, ...]]
+"""By role the adapters that are active together in it; `()` is the bare base."""
+
+
+class Roles(nn.Module):
+    """Who runs on which base with which adapters.
+
+    An adapter has the name of the role that it was made for. Those in `frozen` are given; the others are new. The average
+    follows the generator and starts as its copy.
+
+    Args:
+        backbone: its weights are read here.
+        stacks: the run's roles. What no stack names is not built.
+        trained: the adapters that an optimizer trains.
+        settings: shape of the new adapters.
+        frozen: adapters that lie frozen under the new ones, by name.
+        initial: what the generator starts from instead of the base; of the settings' rank and alpha.
+        mesh: where FSDP2 shards the bases, block by block; without it they stay whole.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        stacks: Stacks,
+        trained: Sequence[str],
+        settings: LoraSettings,
+        frozen: Mapping[str, Adapter],
+        initial: Adapter | None = None,
+        mesh: DeviceMesh | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.stacks = dict(stacks)
+        self.trained = tuple(trained)
+        self.frozen = dict(frozen)
+        self.transformer = backbone.load()
+        self.generator_base = backbone.load_generator_base()
+        self._home = {name: self.base_of(role) for role, stack in stacks.items() for name in stack}
+        for name, adapter in frozen.items():
+            inject(self._home[name], name, adapter)
+        self.own = tuple(name for name in self._home if name not in frozen)
+        """The new adapters: all that a checkpoint holds."""
+        for name in self.own:
+            lora.add_adapter(self._home[name], name, settings, backbone.lora_targets)
+        if initial is not None:
+            self._fill(GENERATOR, initial.state_dict(), source=initial.source)
+        self._fill(EMA, self.adapter_state_dict(GENERATOR), source=GENERATOR)
+        if mesh is not None:
+            for base in self.bases:
+                shard(base, mesh, backbone.block_classes)
+        self._of_adapter = {name: list(lora.adapter_parameters(self._home[name], name).values()) for name in self.own}
+        self._switch = AdapterRoles(nn.ModuleList(self.bases), stacks, trainable=self.trained)
+
+    @property
+    def bases(self) -> list[nn.Module]:
+        return [self.transformer] if self.generator_base is None else [self.transformer, self.generator_base]
+
+    def base_of(self, role: str) -> nn.Module:
+        """Teacher and fake score share a base; the generator's roles may have one of their own (METHOD section 4, FLUX.2)."""
+        if self.generator_base is None or role in (FAKE_SCORE, TEACHER):
+            return self.transformer
+        return self.generator_base
+
+    def parameters_of(self, adapter: str) -> list[nn.Parameter]:
+        """Of one of the new adapters."""
+        return self._of_adapter[adapter]
+
+    def adapter_state_dict(self, adapter: str) -> dict[str, Tensor]:
+        """A new adapter in METHOD section 5's format; where it is sharded, every rank must ask."""
+        return lora.adapter_state_dict(self._home[adapter], adapter)
+
+    def role(self, name: str) -> AbstractContextManager[None]:
+        """Run the body with a role's adapters. A loss is back-propagated inside the role that made it: gradient
+        checkpointing computes the forward pass again, with whatever adapters are active then."""
+        return self._switch.role(name)
+
+    def velocity(self, role: str, latents: Tensor, sigma: Tensor | float, conditioning: Conditioning) -> Tensor:
+        """One forward pass in a role; `sigma` is a number or `[B]`."""
+        with self.role(role):
+            return self.backbone.velocity(self.base_of(role), latents, _levels(sigma, latents), conditioning)
+
+    @torch.no_grad()
+    def teacher_velocity(
+        self,
+        latents: Tensor,
+        sigma: Tensor | float,
+        conditioning: Conditioning,
+        empty: Conditioning,
+        guidance_scale: float,
+    ) -> Tensor:
+        """The frozen base with guidance, as its family does it: classifier-free, or by an input of the model."""
+        velocity = partial(self.velocity, TEACHER)
+        levels = _levels(sigma, latents)
+        return self.backbone.guided_velocity(velocity, latents, levels, conditioning, empty, guidance_scale)
+
+    @torch.no_grad()
+    def move_average(self, kept: float) -> None:
+        """`ema <- kept·ema + (1 - kept)·generator`, over the adapter's parameters."""
+        for average, parameter in zip(self.parameters_of(EMA), self.parameters_of(GENERATOR), strict=True):
+            average.lerp_(parameter, 1 - kept)
+
+    def _fill(self, adapter: str, state: Mapping[str, Tensor], source: str) -> None:
+        lora.load_adapter_state_dict(self._home[adapter], adapter, state, source)
+
+
+def _levels(sigma: Tensor | float, latents: Tensor) -> Tensor:
+    return torch.as_tensor(sigma, dtype=torch.float32, device=latents.device).expand(len(latents))
