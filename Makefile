@@ -27,7 +27,7 @@ $(VENV)/.installed: requirements.txt requirements-no-deps.txt
 	$(PY) -m pip install --quiet --no-deps -e .
 	@touch $@
 
-demo: install ## Both stages on the embedded teacher in minutes: table, picture, TensorBoard log
+demo: install ## Both stages on the toy world in minutes: table, picture, TensorBoard log
 	$(PY) -m rtdmd_lightning.demo
 
 test: install lint typecheck unit ## Lint, type-check and run all tests
@@ -47,13 +47,13 @@ typecheck: install ## mypy over the package
 unit: install ## pytest alone
 	$(PY) -m pytest -q
 
-teacher: install ## Train the embedded teacher again (about an hour on two cores) into checkpoints/tiny-sd3
+teacher: install ## Train the toy world's teacher again (about an hour on two cores) into checkpoints/tiny-sd3
 	$(PY) -m rtdmd_lightning.pretrain_teacher --compile true
 
-cold-start: install ## The full stage 1 on the embedded world
+cold-start: install ## The full stage 1 on the toy world
 	$(PY) -m rtdmd_lightning.fit --config configs/cold_start/tiny_sd3.yaml
 
-rtdmd: install ## The full stage 2 on the embedded world, from checkpoints/tiny-sd3-cold-start
+rtdmd: install ## The full stage 2 on the toy world, from checkpoints/tiny-sd3-cold-start
 	$(PY) -m rtdmd_lightning.fit --config configs/rtdmd/tiny_sd3.yaml
 
 compare-cold-start: install ## AC-DMD against DMD2 and its other variants (resumable; half an hour): table and curves in notebooks/results
@@ -68,7 +68,7 @@ bench: install ## Seconds per update and peak memory of the cold start
 eval: install ## Teacher and students on held-out prompts: table, picture, report.html
 	$(PY) -m rtdmd_lightning.evaluate --config configs/evaluate/tiny_sd3.yaml
 
-tiny-clip: install ## Train the embedded world's CLIP again into checkpoints/tiny-clip
+tiny-clip: install ## Train the toy world's CLIP again into checkpoints/tiny-clip
 	$(PY) -m rtdmd_lightning.pretrain_clip
 
 prompts: install ## Make or fetch the prompt sets that the configs name, into prompts/

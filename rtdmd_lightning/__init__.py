@@ -1,6 +1,8 @@
 """RTDMD: few-step text-to-image generators, distilled and then reinforced. Its commands are modules, as `rtdmd_lightning.fit`.
 
 `from rtdmd_lightning import CPSScheduler` is the method's sampler for stock diffusers pipelines.
+
+"METHOD section N" in docstrings and configs is section N of `method/README.md`: the equations, and what of them is the paper's.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""`make demo`: a short cold start on the embedded teacher and a short stage 2, then a table and a picture of what they bought.
+"""`make demo`: a short cold start on the toy world and a short stage 2, then a table and a picture of the result.
 
 Interrupted, it goes on where it stopped. A stage whose config or options have changed since is trained anew, and with stage 1 so
 is stage 2: its recipe, beside each run in `recipe.json`, includes the cold start that it goes on from.

@@ -88,7 +88,7 @@ def examine(name: str, device: torch.device) -> Diagnosis:
 
 
 def score_picture(reward: Reward, device: torch.device) -> float:
-    """Load a reward and score the picture; for the embedded world's checker it is made as small as that world's are."""
+    """Load a reward and score the picture; for the toy world's checker it is made as small as that world's are."""
     mixture = RewardMixture([reward], {reward.name: 1.0})
     mixture.to(device)
     image, metadata = read_image(PICTURE)[None].to(device), METADATA

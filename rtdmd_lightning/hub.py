@@ -3,8 +3,9 @@
     python -m rtdmd_lightning.hub push --adapters runs/a/cold_start runs/b/rtdmd --run runs/b --repo_id ME/NAME
     python -m rtdmd_lightning.hub pull --repo_id ME/NAME --out NAME
 
-A published result is a folder a adapter with the published `generator_ema.pt`, all of them as one diffusers LoRA file, the
-recipe, a model card, and `result.json`, which says in what order the adapters are stacked. Logging in is `hf auth login`'s.
+A published result holds a folder for each adapter with the published `generator_ema.pt`, all of them as one diffusers LoRA file,
+the recipe, a model card, the method's equations, and `result.json`, which says in what order the adapters are stacked. To log in,
+use `hf auth login`.
 """
 
 import json
@@ -23,12 +24,12 @@ from rtdmd_lightning import roles as lora
 from rtdmd_lightning.convert import convert
 from rtdmd_lightning.models.families import family_of
 from rtdmd_lightning.models.folder import read_config
-from rtdmd_lightning.publishing.model_card import Result, model_card
+from rtdmd_lightning.publishing.model_card import METHOD_FILE, Result, method_text, model_card
 from rtdmd_lightning.roles import Adapter, writing
 from rtdmd_lightning.utils.errors import UserError, readable_errors
 
 RESULT = "result.json"
-FETCHED = ["*/generator_ema.pt", "pytorch_lora_weights.safetensors", RESULT, "recipe.yaml", "README.md"]
+FETCHED = ["*/generator_ema.pt", "pytorch_lora_weights.safetensors", RESULT, "recipe.yaml", "README.md", METHOD_FILE]
 
 
 def push(
@@ -55,6 +56,7 @@ def push(
         folder = Path(scratch)
         result = gather(adapters, run, base, folder)
         model_card(result, repo_id).save(folder / "README.md")
+        (folder / METHOD_FILE).write_text(method_text(), encoding="utf-8")
         api = HfApi(endpoint=endpoint, token=token)
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)

@@ -4,7 +4,7 @@ Takes the options of `rtdmd_lightning.fit`, and needs no weights, prompts or GPU
 fake-score step and one generator step on fake tensors (`rtdmd_lightning/planning`), with one and with two transformer blocks of
 each kind, from which all blocks follow. Published models are known by the committed facts; other pipelines are read from their
 folder. Not counted are the GPU's context, workspaces inside kernels, fragmentation, evaluations with their held-out rewards, and
-the passes of text encoders and of rewards without gradient. On the embedded world the peak is within 15% of what is measured
+the passes of text encoders and of rewards without gradient. On the toy world the peak is within 15% of what is measured
 (`tests/planning/test_prediction.py`).
 """
 

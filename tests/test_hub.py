@@ -1,12 +1,14 @@
 """Publishing and fetching through the real client, against a hub on loopback."""
 
 import json
+import re
 
 import huggingface_hub.constants
 import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from rtdmd_lightning.modules.roles import EMA, GENERATOR
 
 from rtdmd_lightning import fit, hub
 from rtdmd_lightning import roles as adapters
@@ -61,7 +63,7 @@ def test_what_is_pushed_comes_back(server, stages, tmp_path):
     commit = push(server, stages, private=True)
     assert commit.startswith(f"{server.endpoint}/{NAME}/commit/") and server.private == {NAME}
     assert set(server.repositories[NAME]) == {
-        "README.md", "result.json", "recipe.yaml", "pytorch_lora_weights.safetensors",
+        "README.md", "METHOD.md", "result.json", "recipe.yaml", "pytorch_lora_weights.safetensors",
         "cold_start/generator_ema.pt", "rtdmd/generator_ema.pt",
     }  # fmt: skip
     assert set(server.uploaded_as_objects) == {
@@ -113,6 +115,20 @@ def test_the_card_tells_base_recipe_scores_and_use(server, stages, tiny_folder):
     options = '--backbone \'{"dtype": "float32", "max_sequence_length": 1, "use_t5": false}\''
     assert f"--base stabilityai/stable-diffusion-3.5-medium {options}" in text
     compile(text.split("```python\n")[1].split("```")[0], "the card's example", "exec")
+
+
+def test_the_card_links_to_the_equations_beside_it(server, stages, tmp_path):
+    """Wherever the published folder is: on the hub, and where it was fetched to."""
+    push(server, stages)
+    hub.pull(NAME, tmp_path / "out", endpoint=server.endpoint, token=TOKEN)
+    links = re.findall(r"\[METHOD\]\(([^)]+)\)", (tmp_path / "out" / "README.md").read_text())
+    equations = [(tmp_path / "out" / link).read_text() for link in links]
+    assert len(equations) == 1 and "## 3. Stage 1: AC-DMD" in equations[0]
+    # Links into the repository lead nowhere there: their texts are left, and every other line is as it was.
+    lines = (REPOSITORY / "rtdmd_lightning/method/README.md").read_text().splitlines()
+    changed = [(old, new) for old, new in zip(lines, equations[0].splitlines(), strict=True) if old != new]
+    assert [old for old, _ in changed] == [line for line in lines if "](../" in line]
+    assert all("](" not in new and re.search(r"\w+/README\.md|published\.json", new) for _, new in changed)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Reading prompts: a file, a folder, a data set on the hub, or the embedded world's own."""
+"""Reading prompts: a file, a folder, a data set on the hub, or the toy world's own."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def load_prompts(source: str) -> list[dict]:
 
     `source` is one of
 
-    * `shapes:train`: a fixed sample of the embedded world's training prompts, tags in its teacher's proportions;
+    * `shapes:train`: a fixed sample of the toy world's training prompts, tags in its teacher's proportions;
       `shapes:train:even`: in equal ones; `shapes:train:hard`: mostly of two objects; `shapes:held_out:N`: N held-out prompts
       of every tag;
     * a file: `.txt` with a prompt a line, `.jsonl` with a JSON object a line, `.json` with a list of texts or of objects;
@@ -72,6 +72,6 @@ def _shapes_prompts(source: str, split: str) -> list[dict]:
         except ValueError as error:
             raise UserError(f"{source!r}: {error}") from error
     raise UserError(
-        f"unknown prompt source {source!r}; the embedded world has "
+        f"unknown prompt source {source!r}; the toy world has "
         f"{', '.join(f'shapes:{name}' for name in TRAINING_WEIGHTS)} and shapes:held_out:N"
     )

@@ -1,1 +1,1 @@
-"""The method's formulas as pure functions of tensors; README.md has the equations."""
+"""The method's formulas as pure functions of tensors. "METHOD section N" is section N of README.md beside this file."""

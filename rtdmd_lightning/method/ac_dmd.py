@@ -104,7 +104,7 @@ def fake_score_loss(
 
 
 def flow_matching_loss(velocity: Tensor, velocity_target: Tensor) -> Tensor:
-    """`mean((F - u)²)`: the fake score's loss with unit weight, as DMD2 has it (METHOD section 5.1); a scalar."""
+    """`mean((F - u)²)`: the fake score's loss with weight 1, as DMD2 has it (METHOD sections 3.2 and 5.1); a scalar."""
     return torch.nn.functional.mse_loss(at_least_float32(velocity), at_least_float32(velocity_target))
 
 

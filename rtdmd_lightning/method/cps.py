@@ -10,7 +10,7 @@ from rtdmd_lightning.method.gaussian_step import step_log_prob
 
 
 def fresh_noise_share(eta: float) -> float:
-    """`sin(ηπ/2)`, in [0, 1]: the share of the noise at a level σ' that a CPS step draws afresh; its std is σ' times this."""
+    """`sin(ηπ/2)`, in [0, 1]: the share of fresh noise in a CPS step, whose std is σ' times this (METHOD section 1)."""
     return math.sin(eta * math.pi / 2)
 
 
@@ -61,7 +61,7 @@ def cps_log_prob(
 def posterior_step(
     sample: Tensor, velocity: Tensor, *, sigma: Tensor | float, sigma_next: Tensor | float, noise: Tensor
 ) -> Tensor:
-    """`x' = (1-t')·x̂0 + t'·(ρ·ε̂ + sqrt(1-ρ²)·z)` with `ρ = t'(1-t)/(t(1-t'))` (METHOD section 3.2, `posterior`).
+    """`x' = (1-t')·x̂0 + t'·(ρ·ε̂ + sqrt(1-ρ²)·z)` with `ρ = t'(1-t)/(t(1-t'))` (METHOD section 3.2, *ours*).
 
     The Gaussian bridge of the forward process with x̂0 for x0: exact in the mean, and in law as t' → t.
     Levels with 0 <= t' <= t and t > 0; t' = 0 gives x̂0.

@@ -18,7 +18,7 @@ def distribution_matching_loss(
 
     `x` carries the gradient; `fake` and `teacher` are where the two velocity fields bring its renoised version back to. The
     gradient of the loss with respect to `x` is g over the number of elements. `normalizer` gives another pair whose mean
-    absolute difference divides g (`noise_free_pair`); `normalize=False` divides by nothing. All tensors are `[B, ...]`.
+    absolute difference divides g (`noise_free_pair`); `normalize=False` does not divide. All tensors are `[B, ...]`.
     An infinite g (a normaliser of exactly 0 under a difference that is not) becomes the largest number, as `nan_to_num` does.
 
     Raises ValueError for a normalizer that `normalize=False` would ignore.

@@ -14,12 +14,12 @@ SIGMA_TS_SQUARED_MIN = 1e-12
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Half precisions (and integers) to float32; float32 and float64 as they are."""
+    """Half precisions (and integers) to float32; float32 and float64 as they are (METHOD section 0)."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def broadcast_sigma(sigma: Tensor | float, like: Tensor) -> Tensor:
-    """A number or `[B]` as a tensor that broadcasts against `like` `[B, ...]`, in its (at least float32) precision.
+    """A number or `[B]` as a tensor that broadcasts against `like` `[B, ...]`, at least float32 (METHOD section 0).
 
     Returns a 0-d tensor, or `[B, 1, ..., 1]` of the dimensions of `like`. Raises ValueError for any other shape: `[1]` would
     broadcast silently over samples, `[N]` for packed `[B, N, C]` latents over tokens.
@@ -71,7 +71,7 @@ def flux_mu(
 
 
 def flux2_mu(image_seq_len: int, num_steps: int) -> float:
-    """FLUX.2's empirical μ (METHOD section 1; the constants are the ones diffusers has, and a test compares the two).
+    """FLUX.2's empirical μ (METHOD section 1; the constants are those of diffusers, and a test compares the two).
 
     Two lines in the number of packed image tokens, fitted at 10 and at 200 steps; between and beyond them μ is linear in the
     number of steps. Above 4300 tokens it is the 200-step line whatever the steps.
@@ -100,7 +100,7 @@ def noise_from_velocity(sample: Tensor, velocity: Tensor, *, sigma: Tensor | flo
 
 
 def guided_velocity(conditional: Tensor, unconditional: Tensor, *, guidance_scale: float) -> Tensor:
-    """Classifier-free guidance: `v_∅ + w·(v_c - v_∅)`."""
+    """Classifier-free guidance: `v_∅ + w·(v_c - v_∅)` (METHOD section 0)."""
     base = at_least_float32(unconditional)
     return base + guidance_scale * (at_least_float32(conditional) - base)
 

@@ -12,8 +12,8 @@ def step_log_prob(next_sample: Tensor, mean: Tensor, std: Tensor | float, *, exa
     """`logp = -mean_over_pixels((x_σ' - mean)²)`, `[B]` (METHOD section 1).
 
     The Gaussian's `1/(2·std²)` and its normaliser are left out on purpose: all steps are then on one scale, to which the tiny
-    clip range of the policy loss is tuned. `exact=True` is the true log density, summed over all elements; it raises
-    ValueError for a deterministic step (std 0). Nothing is detached: the gradient reaches whatever carries one.
+    clip range of the policy loss is tuned. `exact=True` (*ours*) is the true log density, summed over all elements;
+    it raises ValueError for a deterministic step (std 0). Nothing is detached: the gradient reaches whatever carries one.
     """
     squared_error = (at_least_float32(next_sample) - mean) ** 2
     if not exact:
@@ -30,7 +30,8 @@ def step_log_prob(next_sample: Tensor, mean: Tensor, std: Tensor | float, *, exa
 def step_kl(mean: Tensor, reference_mean: Tensor, *, std: Tensor | float, exact: bool = False) -> Tensor:
     """Divergence of two steps of equal std, `[B]`: `mean_over_pixels((mean - mean_ref)²) / (2·std²)` (METHOD section 4).
 
-    It carries the `1/(2·std²)` that `step_log_prob` leaves out. `exact` sums over all elements instead: the Gaussians' own.
+    It carries the `1/(2·std²)` that `step_log_prob` leaves out. `exact` (*ours*) is that of the two Gaussians: the sum over all
+    elements, not their mean.
     """
     squared = (at_least_float32(mean) - at_least_float32(reference_mean)) ** 2
     divergence = (squared / (2 * torch.as_tensor(std) ** 2)).flatten(1)

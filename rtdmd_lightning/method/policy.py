@@ -29,7 +29,7 @@ def normalized_group_rewards(reward: Tensor, prompts: Sequence[str], *, global_s
 
 
 def leave_one_out_advantages(reward: Tensor, prompts: Sequence[str]) -> Tensor:
-    """`r_i` minus the mean of the *other* rewards of its group, `[N]` float64: the advantage that leaves no bias.
+    """`r_i` minus the mean of the *other* rewards of its group, `[N]` float64: no bias (METHOD section 4, item 3, *ours*).
 
     The group's mean holds r_i itself and so shrinks the policy gradient by (K-1)/K; any division by a std of the rewards
     biases it further. The baseline here is independent of what sample i drew, also given noise that the whole group shares.
@@ -115,6 +115,6 @@ def clipped_policy_loss(
 def reward_hinge_loss(reward: Tensor, *, ceiling: float = 3.0) -> Tensor:
     """`mean(relu(3.0 - Σ_i w_i·r_i))` of the weighted sums `[N]` (METHOD section 4, item 5); a scalar.
 
-    Its gradient is minus the mean reward's, except that samples above the ceiling are left in peace.
+    Its gradient is minus the mean reward's; samples above the ceiling have none.
     """
     return torch.relu(ceiling - at_least_float32(reward)).mean()

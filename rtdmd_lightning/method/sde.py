@@ -19,6 +19,7 @@ def sde_mean_std(
 
     `sample` and `velocity` `[B, ...]`, levels in (0, 1], η at least 0; η = 0 is the Euler step. At σ = 1, where s is infinite,
     `1 - σ` in it is taken at the level `largest`, the schedule's second. Equation 9 of the paper, with `-Δ` for its dt.
+    A baseline beside the method's own sampler (METHOD section 1).
     """
     level, below = broadcast_sigma(sigma, sample), broadcast_sigma(sigma_next, sample)
     change = below - level

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5 Medium, and the embedded tiny world, which has the same classes."""
+"""Stable Diffusion 3 and 3.5 Medium, and the toy world, which has the same classes."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""The method as pure functions of tensors: no Lightning, no configuration, no device."""
+"""The method as pure functions of tensors: no Lightning, no configuration, no device. `method/README.md` has the equations."""
 
 from rtdmd_lightning.method.ac_dmd import (
     ambient_velocity_target,
@@ -37,6 +37,7 @@ from rtdmd_lightning.method.policy import (
     normalized_group_rewards,
     reward_hinge_loss,
 )
+from rtdmd_lightning.method.sde import sde_mean_std
 
 __all__ = [
     "ambient_velocity_target",
@@ -72,6 +73,7 @@ __all__ = [
     "renoise_level",
     "renoise_scale",
     "reward_hinge_loss",
+    "sde_mean_std",
     "shift_sigmas",
     "step_kl",
     "step_log_prob",

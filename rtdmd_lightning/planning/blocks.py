@@ -41,8 +41,11 @@ def thin(network: nn.Module, classes: tuple[type[nn.Module], ...], counts: Count
         blocks.extend(kept)
 
 
-def told_for_all(traces: Sequence[Bytes], counts: Counter[Kind]) -> Bytes:
-    """From what was found with `few` blocks, one thing after the other, the same for all; trees of numbers alike in shape."""
+def for_all_blocks(traces: Sequence[Bytes], counts: Counter[Kind]) -> Bytes:
+    """The bytes with all blocks, from those with each network of `few`, in its order.
+
+    Each of `traces`, and the result, is a tree of numbers of one shape. `counts` is what `kinds` found.
+    """
     further = [count - 1 for count in counts.values() if count > 1]
 
     def number(least: int, *with_one_more: int) -> int:

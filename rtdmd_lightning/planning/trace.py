@@ -20,7 +20,7 @@ from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.modules import ACDMDModule, RTDMDModule
 from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE, FROM_BASE, GENERATOR_FILE
 from rtdmd_lightning.modules.training import FewStepModule
-from rtdmd_lightning.planning.blocks import Kind, few, told_for_all
+from rtdmd_lightning.planning.blocks import Kind, few, for_all_blocks
 from rtdmd_lightning.planning.estimate import Base, Trace
 from rtdmd_lightning.planning.parts import parameter_bytes
 from rtdmd_lightning.planning.phases import ROLLOUT, cold_start_phases, reinforcement_phases
@@ -46,7 +46,7 @@ def trace(module: FewStepModule, trainer: Trainer) -> Trace:
         )
     backbone = weightless(module.backbone)
     blocks = backbone.blocks + (tower_kinds(module.rewards) if isinstance(module, RTDMDModule) else Counter())
-    return told_for_all([trace_blocks(module, trainer, backbone, fewer) for fewer in few(blocks)], blocks)
+    return for_all_blocks([trace_blocks(module, trainer, backbone, fewer) for fewer in few(blocks)], blocks)
 
 
 def trace_blocks(module: Planned, trainer: Trainer, backbone: Weightless, blocks: Counter[Kind]) -> Trace:

@@ -1,4 +1,4 @@
-"""Contrastive pairs of the embedded world: every picture comes with one whose prompt differs in a single respect.
+"""Contrastive pairs of the toy world: every picture comes with one whose prompt differs in a single respect.
 
 `a red circle and a blue square` stands beside `a blue circle and a red square`, `two crosses` beside `three crosses`. Without
 such neighbours a batch hardly ever holds them, and a model that only counts colours and shapes would do.

@@ -1,4 +1,4 @@
-"""How well `clipscore` on a CLIP folder tells the embedded world's held-out prompts apart."""
+"""How well `clipscore` on a CLIP folder tells the toy world's held-out prompts apart."""
 
 from pathlib import Path
 

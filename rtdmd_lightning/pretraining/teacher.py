@@ -1,4 +1,4 @@
-"""Training the embedded teacher: an SD3 transformer and its two CLIP text encoders, by flow matching on VAE latents."""
+"""Training the toy world's teacher: an SD3 transformer and its two CLIP text encoders, by flow matching on VAE latents."""
 
 import lightning as L
 import torch

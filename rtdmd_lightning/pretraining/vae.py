@@ -1,4 +1,4 @@
-"""Training the embedded world's autoencoder: a diffusers AutoencoderKL, four-fold down, four latent channels."""
+"""Training the toy world's autoencoder: a diffusers AutoencoderKL, four-fold down, four latent channels."""
 
 import lightning as L
 import torch

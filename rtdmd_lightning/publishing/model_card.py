@@ -1,6 +1,7 @@
 """The model card that a result is published with: where it comes from, how it was made, how it scores, how to use it."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,13 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from rtdmd_lightning import method
 from rtdmd_lightning.evaluation.tasks import UNSEEN_IN_IMAGES
 from rtdmd_lightning.roles.inference import even_steps
 from rtdmd_lightning.sampling.sampler import SamplerSettings
+
+METHOD_FILE = "METHOD.md"
+"""The file beside the card that it links to."""
 
 TEMPLATE = """---
 {{ card_data }}
@@ -19,8 +24,9 @@ TEMPLATE = """---
 
 # {{ name }}
 
-A few-step text-to-image student: LoRA adapters for `{{ base }}`, trained with {{ method }} (METHOD of rtdmd-lightning, after
-arXiv 2605.26108). It draws in {{ steps | length }} forward passes without classifier-free guidance.
+A few-step text-to-image student: LoRA adapters for `{{ base }}`, trained with {{ method }} of rtdmd-lightning, after
+arXiv 2605.26108 ([METHOD]({{ method_file }}) has the equations). It draws in {{ steps | length }} forward passes without
+classifier-free guidance.
 
 | | |
 |---|---|
@@ -155,6 +161,7 @@ def model_card(result: Result, repo_id: str, prompt: str = "a photo of two red c
         prompt=prompt,
         base=result.base,
         method=result.method,
+        method_file=METHOD_FILE,
         adapters=" → ".join(f"`{adapter}` ({rank})" for adapter, rank in result.adapters.items()),
         pulled=" ".join(f"{name}/{adapter}" for adapter in result.adapters),
         sample_base=result.sample_base,
@@ -169,6 +176,12 @@ def model_card(result: Result, repo_id: str, prompt: str = "a photo of two red c
         scores=_score_table(result.scores),
         recipe=result.recipe,
     )
+
+
+def method_text() -> str:
+    """The method's README as it is published. Links into this repository become plain text; they lead nowhere on the hub."""
+    readme = Path(method.__file__).with_name("README.md")
+    return re.sub(r"\[([^\[\]\n]+)\]\(\.\./[^\s)]+\)", r"\1", readme.read_text(encoding="utf-8"))
 
 
 def _evaluated(metric: str, value: float) -> EvalResult:

@@ -1,4 +1,4 @@
-"""How plain a picture of the embedded world is painted: a held-out measure for those who train on the checker or on a CLIP."""
+"""How plain a picture of the toy world is painted: a held-out measure for those who train on the checker or on a CLIP."""
 
 import torch
 from torch import Tensor

@@ -7,7 +7,7 @@ from rtdmd_lightning.rewards.preprocess import Resize
 class ClipScoreReward(ClipLogitReward):
     """Cosine of CLIP ViT-L/14's embeddings times logit_scale / 100, which is the cosine itself; about 0.29 for a good picture.
 
-    On the embedded world: `weights: checkpoints/tiny-clip`.
+    On the toy world: `weights: checkpoints/tiny-clip`.
 
     Args:
         weights: folder or hub id of a `CLIPModel`; without it see `weights.locate`.

@@ -26,7 +26,7 @@ class RewardMixture:
 
     Args:
         rewards: their names must differ.
-        weights: one per reward, by name. A reward of weight 0 is scored (and so logged) but pulls at nothing.
+        weights: one per reward, by name. A reward of weight 0 is scored and logged, but not trained on.
         back_propagated: names of the rewards whose gradient is taken; each must be differentiable and have a weight other than
             0. By default clipscore, pickscore and hpsv2, those of them for which that holds (METHOD section 5.1).
 

@@ -1,4 +1,4 @@
-"""The embedded world's checker as a reward."""
+"""The toy world's checker as a reward."""
 
 import torch
 from torch import Tensor

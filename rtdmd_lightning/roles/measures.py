@@ -12,7 +12,7 @@ from torch import Tensor
 from rtdmd_lightning.roles.adapter import Adapter, LayerUpdate
 
 NEAR = 3.0
-"""A factor: training widens A a little (on the embedded world 1.4 times in the generator, 1.7 times in the fake score)."""
+"""A factor: training widens A a little (on the toy world 1.4 times in the generator, 1.7 times in the fake score)."""
 
 
 @dataclass(frozen=True)

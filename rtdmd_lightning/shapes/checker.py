@@ -1,4 +1,4 @@
-"""A rule-based detector for images of the embedded world, and the score of an image against its prompt.
+"""A rule-based detector for images of the toy world, and the score of an image against its prompt.
 
 Ground, then connected components of what is not ground, then each component's colour (nearest palette entry, by vote of
 its pixels) and shape (best overlap with a template of the component's own area and centroid, so that sub-pixel positions and

@@ -1,4 +1,4 @@
-"""Training pairs of the embedded world: random prompts of the training split, each with one picture of it.
+"""Training pairs of the toy world: random prompts of the training split, each with one picture of it.
 
 Some captions belong to another picture, as on the web. That is what makes the world need CFG: the conditional model rightly
 draws such strays too, and guidance away from the unconditional one removes them. Distillation has that gap to close.

@@ -1,4 +1,4 @@
-"""Prompts of the embedded world in GenEval's schema, and the split into training and held-out prompts.
+"""Prompts of the toy world in GenEval's schema, and the split into training and held-out prompts.
 
 Every prompt is "a [adjective] medium of CONTENT". The adjective and the medium mean nothing; they make enough distinct
 prompts that training and held-out sets can be disjoint even for the four single shapes. A prompt is held out when the hash

@@ -1,4 +1,4 @@
-"""Strict scores per tag, and the embedded teacher's pictures to compare with."""
+"""Strict scores per tag, and pictures of the toy world's teacher to compare with."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The embedded world's text side: a CLIP tokenizer over its words and two small CLIP text encoders.
+"""The toy world's text side: a CLIP tokenizer over its words and two small CLIP text encoders.
 
 SD3's third text encoder, T5, is filled with one that says nothing: its final norm's weight is zero, so its output is the
 zeros that diffusers itself feeds when the T5 is dropped. That keeps the folder loadable by the plain

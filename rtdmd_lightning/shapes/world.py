@@ -1,4 +1,4 @@
-"""The embedded world: coloured shapes on a plain ground, described the way GenEval describes photographs.
+"""The toy world: coloured shapes on a plain ground, described the way GenEval describes photographs.
 
 An image is 32x32. Up to four objects stand in the four quadrants, each at a random place and of a random size inside
 its own quadrant, so objects never touch. No training image shows a colour-shape pair of `UNSEEN_PAIRS`.

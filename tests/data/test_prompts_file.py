@@ -142,7 +142,7 @@ def test_only_the_prompt_file_is_downloaded(monkeypatch, tmp_path):
     assert asked == [("someone/prompts", {"repo_type": "dataset", "allow_patterns": names})]
 
 
-def test_training_prompts_of_the_embedded_world():
+def test_training_prompts_of_the_toy_world():
     """The fixed sample: the same every time, none of it held out, every tag in it."""
     prompts = load_prompts("shapes:train")
     assert len(prompts) == TRAINING_SAMPLE
@@ -165,7 +165,7 @@ def test_training_prompts_that_are_hard():
     assert not any(is_held_out(entry) for entry in prompts)
 
 
-def test_held_out_prompts_of_the_embedded_world():
+def test_held_out_prompts_of_the_toy_world():
     assert load_prompts("shapes:held_out:7") == held_out_prompts(7)
 
 
@@ -229,7 +229,7 @@ def test_file_that_is_not_utf8(write, name):
         "shapes:held_out:²",
     ],
 )
-def test_unknown_split_of_the_embedded_world(source):
+def test_unknown_split_of_the_toy_world(source):
     with pytest.raises(UserError) as error:
         load_prompts(source)
     assert source in str(error.value)

@@ -4,7 +4,7 @@ from collections import Counter
 
 from torch import nn
 
-from rtdmd_lightning.planning.blocks import few, kinds, thin, told_for_all
+from rtdmd_lightning.planning.blocks import few, for_all_blocks, kinds, thin
 from rtdmd_lightning.planning.estimate import Base
 
 
@@ -53,4 +53,4 @@ def test_all_blocks_are_told_from_one_and_two_of_each_kind():
         narrow, single, wide = (blocks[kind] for kind in counts)
         return Base(100 + 7 * narrow + 5 * single + 11 * wide, 11, 100), {"phase": 3 + 2 * narrow + wide}
 
-    assert told_for_all([weigh(blocks) for blocks in few(counts)], counts) == weigh(counts)
+    assert for_all_blocks([weigh(blocks) for blocks in few(counts)], counts) == weigh(counts)

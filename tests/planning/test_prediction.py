@@ -1,4 +1,4 @@
-"""What is planned against what is measured: the shipped configs of the embedded world, through the real trainer, in one process.
+"""What is planned against what is measured: the shipped configs of the toy world, through the real trainer, in one process.
 
 Measured are, from the second step on, the tensors that are alive when it begins (Python's garbage collector knows them all) and
 every allocation and release that torch's CPU allocator reports to the profiler while it runs. Neither is seen by the plan.
@@ -11,10 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import Callback
+from rtdmd_lightning.modules.core import DistillationModule
+from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR
 from torch.profiler import ProfilerActivity, profile
 
 from rtdmd_lightning import fit, plan
+<<<<<<< HEAD
 from rtdmd_lightning.modules.training import FewStepModule
+=======
+>>>>>>> h2-method
 from rtdmd_lightning.planning import tables
 from rtdmd_lightning.planning.estimate import MOMENTS
 from rtdmd_lightning.roles.roles import FAKE_SCORE, GENERATOR

@@ -1,4 +1,4 @@
-"""The embedded world's training with models that train in milliseconds."""
+"""The toy world's training with models that train in milliseconds."""
 
 import pytest
 

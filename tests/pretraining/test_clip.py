@@ -1,4 +1,4 @@
-"""The embedded world's CLIP: its pairs, its loss, its run, and the committed folder."""
+"""The toy world's CLIP: its pairs, its loss, its run, and the committed folder."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What the embedded teacher learns: flow matching from scaled latents, with captions as the pipeline encodes them."""
+"""What the toy world's teacher learns: flow matching from scaled latents, with captions as the pipeline encodes them."""
 
 from types import SimpleNamespace
 

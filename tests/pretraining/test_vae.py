@@ -1,4 +1,4 @@
-"""Training the embedded world's autoencoder."""
+"""Training the toy world's autoencoder."""
 
 import pytest
 import torch

@@ -59,7 +59,7 @@ def test_by_default_the_number_is_that_of_torchvisions_transforms(folder, size):
     assert size == SIDE or (score - bicubic).abs().max() > 1e-5
 
 
-def test_on_the_embedded_world_the_resize_does_not_matter():
+def test_on_the_toy_world_the_resize_does_not_matter():
     """Its pictures have the size of its CLIP."""
     folder, images = REPOSITORY / "checkpoints" / "tiny-clip", pictures(3, IMAGE_SIZE)
     bilinear, bicubic = (

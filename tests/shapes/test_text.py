@@ -1,4 +1,4 @@
-"""The embedded world's tokenizer."""
+"""The toy world's tokenizer."""
 
 import os
 import subprocess
