@@ -4,14 +4,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from rtdmd_lightning.modules.core import DistillationModule
 
 from rtdmd_lightning import fit
 from rtdmd_lightning.data import RolloutDataModule
-<<<<<<< HEAD
 from rtdmd_lightning.modules.training import FewStepModule
-=======
->>>>>>> h2-method
 from rtdmd_lightning.utils.configuration import compose
 from rtdmd_lightning.utils.errors import UserError
 from tests.support.runs import refused

@@ -8,7 +8,6 @@ import pytest
 import torch
 from diffusers import FluxPipeline, SD3Transformer2DModel, StableDiffusion3Pipeline
 from peft import LoraConfig, PeftModel, get_peft_model
-from rtdmd_lightning.modules.roles import EMA, GENERATOR
 from safetensors.torch import load_file, save_file
 
 from rtdmd_lightning import convert

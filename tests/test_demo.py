@@ -5,14 +5,10 @@ from contextlib import suppress
 
 import pytest
 import torch
-from rtdmd_lightning.modules.core import DistillationModule
 from torchvision.io import read_image
 
 from rtdmd_lightning.demo import demo
-<<<<<<< HEAD
 from rtdmd_lightning.modules.training import FewStepModule
-=======
->>>>>>> h2-method
 from rtdmd_lightning.utils.errors import UserError
 from tests.support.tiny import write_config
 from tests.support.tiny_rtdmd import write_rtdmd_config

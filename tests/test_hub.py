@@ -8,7 +8,6 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
-from rtdmd_lightning.modules.roles import EMA, GENERATOR
 
 from rtdmd_lightning import fit, hub
 from rtdmd_lightning import roles as adapters

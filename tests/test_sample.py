@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import torch
-from rtdmd_lightning.modules.roles import EMA, GENERATOR
 
 from rtdmd_lightning import sample
 from rtdmd_lightning.evaluation.images import read_image

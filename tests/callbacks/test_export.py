@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
 
 from rtdmd_lightning.callbacks import ExportGenerator
 from rtdmd_lightning.callbacks.export import write_adapter

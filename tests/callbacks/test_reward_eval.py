@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-from rtdmd_lightning.modules.roles import EMA, GENERATOR
 from torchvision.io import read_image
 
 from rtdmd_lightning import fit

@@ -7,8 +7,6 @@ from itertools import pairwise
 import pytest
 import torch
 from diffusers import Flux2KleinPipeline, FluxPipeline
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR, TEACHER
-from rtdmd_lightning.modules.settings import SamplerSettings
 
 from rtdmd_lightning.callbacks.export import write_adapter
 from rtdmd_lightning.models.flux import FluxBackbone

@@ -6,13 +6,8 @@ import shutil
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
-<<<<<<< HEAD
 
 from rtdmd_lightning.sampling.sampler import SamplerSettings
-=======
-from rtdmd_lightning.modules.settings import SamplerSettings
-
->>>>>>> h2-method
 from rtdmd_lightning.utils.errors import UserError
 from rtdmd_lightning.utils.randomness import SampleRandom
 from tests.support.tiny import tiny_backbone, tiny_module

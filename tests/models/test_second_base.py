@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR, TEACHER
 
 from rtdmd_lightning.modules import ACDMDModule
 from rtdmd_lightning.roles import lora

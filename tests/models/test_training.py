@@ -7,17 +7,11 @@ import pytest
 import torch
 import yaml
 from peft.tuners.lora import LoraLayer
-from rtdmd_lightning.modules.core import DistillationModule
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
 
 from rtdmd_lightning import fit
 from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE, GENERATOR_FILE
-<<<<<<< HEAD
 from rtdmd_lightning.modules.training import FewStepModule
-=======
-from rtdmd_lightning.modules.rtdmd import COLD_START, COLD_START_FAKE
->>>>>>> h2-method
 from rtdmd_lightning.objectives import clean_from_velocity
 from rtdmd_lightning.roles.lora import adapter_parameters, adapter_state_dict
 from rtdmd_lightning.roles.roles import COLD_START, COLD_START_FAKE, EMA, FAKE_SCORE, GENERATOR

@@ -3,19 +3,12 @@
 import pytest
 import torch
 from lightning import Trainer
-<<<<<<< HEAD
 
 from rtdmd_lightning import objectives
 from rtdmd_lightning.losses import Consistency, RenoiseSettings, matching
 from rtdmd_lightning.modules.optimization import EMASettings
 from rtdmd_lightning.roles.roles import FAKE_SCORE, GENERATOR
 from rtdmd_lightning.sampling.sampler import SamplerSettings
-=======
-from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR
-from rtdmd_lightning.modules.settings import Consistency, EMASettings, RenoiseSettings, SamplerSettings
-
-from rtdmd_lightning import objectives
->>>>>>> h2-method
 from rtdmd_lightning.utils.errors import UserError
 from rtdmd_lightning.utils.randomness import SampleRandom
 from tests.support.losses import fake_loss, generator_loss

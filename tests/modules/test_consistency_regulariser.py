@@ -4,13 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-<<<<<<< HEAD
 
 from rtdmd_lightning.losses import Consistency
-=======
-from rtdmd_lightning.modules.settings import Consistency
-
->>>>>>> h2-method
 from rtdmd_lightning.sampling.structures import ExecutedStep, Subinterval
 from rtdmd_lightning.utils.randomness import SampleRandom
 from tests.support.known import COS, SIN, KnownDraws, cps_mean, linear, per_sample, randn, renoised, with_fields

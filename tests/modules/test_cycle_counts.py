@@ -3,15 +3,9 @@
 import math
 
 import pytest
-<<<<<<< HEAD
 
 from rtdmd_lightning.losses import Consistency
 from rtdmd_lightning.roles.roles import FAKE_SCORE, GENERATOR, TEACHER
-=======
-from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR, TEACHER
-from rtdmd_lightning.modules.settings import Consistency
-
->>>>>>> h2-method
 from tests.support.known import count_passes
 from tests.support.tiny import tiny_module, train
 

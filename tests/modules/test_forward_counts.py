@@ -4,17 +4,10 @@ from collections import Counter
 
 import pytest
 import torch
-<<<<<<< HEAD
 
 from rtdmd_lightning.losses import Consistency
 from rtdmd_lightning.modules.ac_dmd import Update
 from rtdmd_lightning.roles.roles import FAKE_SCORE, GENERATOR, TEACHER
-=======
-from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR, TEACHER
-from rtdmd_lightning.modules.settings import Consistency
-
-from rtdmd_lightning.modules.ac_dmd import Update
->>>>>>> h2-method
 from rtdmd_lightning.utils.randomness import SampleRandom
 from tests.support.tiny import tiny_module
 

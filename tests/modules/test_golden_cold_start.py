@@ -4,18 +4,12 @@ import copy
 
 import pytest
 import torch
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
-from rtdmd_lightning.modules.settings import Consistency, EMASettings, SamplerSettings
 
 from rtdmd_lightning.data.stream import PromptBatch
-from rtdmd_lightning.losses import Consistency
-from rtdmd_lightning.losses import matching
+from rtdmd_lightning.losses import Consistency, matching
 from rtdmd_lightning.modules import ACDMDModule
 from rtdmd_lightning.modules.ac_dmd import Update
-<<<<<<< HEAD
 from rtdmd_lightning.modules.optimization import EMASettings
-=======
->>>>>>> h2-method
 from rtdmd_lightning.objectives import renoise_scale
 from rtdmd_lightning.roles.lora import LoraSettings
 from rtdmd_lightning.roles.roles import EMA, FAKE_SCORE, GENERATOR

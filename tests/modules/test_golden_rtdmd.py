@@ -4,30 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-<<<<<<< HEAD
 
 from rtdmd_lightning.data.rollout import Rollout
 from rtdmd_lightning.data.stream import PromptBatch
-from rtdmd_lightning.losses import Consistency, FinalStepSettings, PolicySettings
-from rtdmd_lightning.losses import matching, policy, reward_backprop
+from rtdmd_lightning.losses import Consistency, FinalStepSettings, PolicySettings, matching, policy, reward_backprop
 from rtdmd_lightning.modules import RTDMDModule, explorer, rtdmd
 from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE, GENERATOR_FILE
 from rtdmd_lightning.modules.optimization import EMASettings
-=======
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
-from rtdmd_lightning.modules.settings import (
-    Consistency,
-    EMASettings,
-    FinalStepSettings,
-    PolicySettings,
-    SamplerSettings,
-)
-
-from rtdmd_lightning.data.rollout import Rollout
-from rtdmd_lightning.data.stream import PromptBatch
-from rtdmd_lightning.modules import RTDMDModule, matching, reinforcement, rtdmd
-from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE, GENERATOR_FILE
->>>>>>> h2-method
 from rtdmd_lightning.objectives import group_advantages
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.mixture import RewardMixture

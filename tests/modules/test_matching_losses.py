@@ -2,13 +2,8 @@
 
 import pytest
 import torch
-<<<<<<< HEAD
 
 from rtdmd_lightning.losses import Consistency
-=======
-from rtdmd_lightning.modules.settings import Consistency
-
->>>>>>> h2-method
 from rtdmd_lightning.sampling.structures import ExecutedStep
 from rtdmd_lightning.utils.randomness import SampleRandom
 from tests.support.known import (

@@ -4,16 +4,11 @@ from itertools import product
 
 import pytest
 import torch
-from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR, TEACHER
-from rtdmd_lightning.modules.settings import FinalStepSettings, OptimizerSettings, PolicySettings
 
 from rtdmd_lightning.data.rollout import Rollout
 from rtdmd_lightning.data.stream import PromptBatch
-<<<<<<< HEAD
 from rtdmd_lightning.losses import FinalStepSettings, PolicySettings
 from rtdmd_lightning.modules.optimization import OptimizerSettings
-=======
->>>>>>> h2-method
 from rtdmd_lightning.rewards.mixture import RewardMixture
 from rtdmd_lightning.roles.roles import FAKE_SCORE, GENERATOR, TEACHER
 from tests.support.known import count_passes

@@ -2,14 +2,10 @@
 
 import pytest
 import torch
-from rtdmd_lightning.modules.settings import FinalStepSettings, PolicySettings
 
 from rtdmd_lightning.data.rollout import Rollout
 from rtdmd_lightning.data.stream import PromptBatch
-<<<<<<< HEAD
 from rtdmd_lightning.losses import FinalStepSettings, PolicySettings
-=======
->>>>>>> h2-method
 from rtdmd_lightning.rewards.mixture import RewardMixture
 from tests.support.known import SIN, KnownDraws, cps_mean, linear, mean_abs, randn, with_fields
 from tests.support.tiny_rtdmd import Contrast, Redness, save_cold_start, tiny_rtdmd_module

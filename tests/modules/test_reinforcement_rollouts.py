@@ -5,13 +5,9 @@ from itertools import combinations, pairwise
 
 import pytest
 import torch
-from rtdmd_lightning.modules.settings import PolicySettings
 
 from rtdmd_lightning.data.stream import PromptBatch
-<<<<<<< HEAD
 from rtdmd_lightning.losses import PolicySettings
-=======
->>>>>>> h2-method
 from tests.support.known import COS, SIN, with_fields
 from tests.support.tiny_rtdmd import save_cold_start, tiny_rtdmd_module
 

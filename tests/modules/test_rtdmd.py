@@ -4,15 +4,10 @@ import math
 from collections import Counter
 
 import pytest
-from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR, TEACHER
 
 from rtdmd_lightning import fit
-<<<<<<< HEAD
 from rtdmd_lightning.modules.rtdmd import RTDMDModule
 from rtdmd_lightning.roles.roles import COLD_START, FAKE_SCORE, GENERATOR, TEACHER
-=======
-from rtdmd_lightning.modules.rtdmd import COLD_START, RTDMDModule
->>>>>>> h2-method
 from rtdmd_lightning.utils.errors import UserError
 from tests.support.tiny_rtdmd import write_rtdmd_config
 

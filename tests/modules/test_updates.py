@@ -5,17 +5,10 @@ import json
 import pytest
 import torch
 from lightning import Callback
-<<<<<<< HEAD
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings
 from rtdmd_lightning.roles.roles import EMA, FAKE_SCORE, GENERATOR
-=======
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
-from rtdmd_lightning.modules.settings import EMASettings, OptimizerSettings
-from torch.optim.optimizer import register_optimizer_step_pre_hook
-
->>>>>>> h2-method
 from tests.support.tiny import REPOSITORY, tiny_module, train
 from tests.support.tiny_rtdmd import save_cold_start, tiny_rtdmd_module
 

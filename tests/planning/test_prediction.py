@@ -11,15 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import Callback
-from rtdmd_lightning.modules.core import DistillationModule
-from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR
 from torch.profiler import ProfilerActivity, profile
 
 from rtdmd_lightning import fit, plan
-<<<<<<< HEAD
 from rtdmd_lightning.modules.training import FewStepModule
-=======
->>>>>>> h2-method
 from rtdmd_lightning.planning import tables
 from rtdmd_lightning.planning.estimate import MOMENTS
 from rtdmd_lightning.roles.roles import FAKE_SCORE, GENERATOR

@@ -4,13 +4,8 @@ import math
 
 import pytest
 import torch
-<<<<<<< HEAD
 
 from rtdmd_lightning.sampling.sampler import CPSSampler
-=======
-from rtdmd_lightning.sampling.rollout import rollout
-
->>>>>>> h2-method
 from rtdmd_lightning.sampling.structures import Conditioning, Trajectory
 
 SIGMAS = (1.0, 0.9, 0.75, 0.5, 0.0)

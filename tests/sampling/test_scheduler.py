@@ -13,16 +13,12 @@ from diffusers import (
     StableDiffusion3Img2ImgPipeline,
     StableDiffusion3Pipeline,
 )
-from rtdmd_lightning.sampling.rollout import rollout
 
 from rtdmd_lightning import CPSScheduler
 from rtdmd_lightning.models import Flux2Backbone, FluxBackbone
 from rtdmd_lightning.objectives import dynamic_shift_sigmas, flux_mu
 from rtdmd_lightning.roles.inference import METHOD_STEPS, InferenceModel
-<<<<<<< HEAD
 from rtdmd_lightning.sampling.sampler import CPSSampler
-=======
->>>>>>> h2-method
 from tests.support.tiny import tiny_backbone
 from tests.support.tiny_backbones import OPTIONS, save_tiny_flux, save_tiny_flux2
 

@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from lightning import Trainer
-from rtdmd_lightning.modules.core import DistillationModule
-from rtdmd_lightning.modules.settings import OptimizerSettings
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -21,11 +19,8 @@ from torch.utils.data import DataLoader
 
 from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.models import SD3Backbone
-<<<<<<< HEAD
 from rtdmd_lightning.modules.optimization import OptimizerSettings
 from rtdmd_lightning.modules.training import FewStepModule
-=======
->>>>>>> h2-method
 from rtdmd_lightning.roles.lora import adapter_state_dict, load_adapter_state_dict
 
 FOLDER = Path(os.environ.get("RTDMD_GOLDEN_UPDATES") or Path(__file__).parents[1] / "data/golden/updates")

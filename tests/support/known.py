@@ -8,13 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
-from rtdmd_lightning.modules.core import DistillationModule
 from torch import Tensor
 
-<<<<<<< HEAD
 from rtdmd_lightning.modules.training import FewStepModule
-=======
->>>>>>> h2-method
 from rtdmd_lightning.sampling.structures import Conditioning
 
 SHAPE = (4, 8, 8)  # one latent of `tests.support.tiny`'s pipeline

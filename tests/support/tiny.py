@@ -15,16 +15,11 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from lightning import Callback, Trainer
-from rtdmd_lightning.modules.core import DistillationModule
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
 
 from rtdmd_lightning.data import RolloutDataModule
 from rtdmd_lightning.models import SD3Backbone
 from rtdmd_lightning.modules import ACDMDModule
-<<<<<<< HEAD
 from rtdmd_lightning.modules.training import FewStepModule
-=======
->>>>>>> h2-method
 from rtdmd_lightning.pretraining.vae import build_vae
 from rtdmd_lightning.roles.lora import LoraSettings, adapter_parameters
 from rtdmd_lightning.roles.roles import EMA, FAKE_SCORE, GENERATOR
@@ -105,15 +100,9 @@ def move_adapters(module: FewStepModule) -> None:
                 parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
 
 
-<<<<<<< HEAD
 def train(module: FewStepModule, steps: int = 1, callbacks: Sequence[Callback] = ()) -> Trainer:
     """Some training steps in this process, on the embedded world's prompts."""
     data = RolloutDataModule("shapes:train", module.batch_size, module.batches_per_step, module.images_per_prompt)
-=======
-def train(module: DistillationModule, steps: int = 1, callbacks: Sequence[Callback] = ()) -> Trainer:
-    """Some training steps in this process, on the toy world's prompts."""
-    data = RolloutDataModule("shapes:train", module.batch_size, module.groups_per_step, module.images_per_prompt)
->>>>>>> h2-method
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = Trainer(accelerator="cpu", devices=1, max_steps=steps, callbacks=list(callbacks), **quiet)
     trainer.fit(module, data)

@@ -12,7 +12,6 @@ from diffusers import (
     FluxPipeline,
     FluxTransformer2DModel,
 )
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
 from tokenizers import pre_tokenizers
 from transformers import (
     CLIPTextModel,

@@ -4,17 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from rtdmd_lightning.modules.core import DistillationModule
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE
 from torch import Tensor
 
 from rtdmd_lightning.callbacks.export import write_adapter
 from rtdmd_lightning.modules import RTDMDModule
 from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE
-<<<<<<< HEAD
 from rtdmd_lightning.modules.training import FewStepModule
-=======
->>>>>>> h2-method
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.mixture import RewardMixture
 from rtdmd_lightning.roles.lora import LoraSettings, adapter_state_dict
