@@ -85,7 +85,7 @@ class DiffusionNFTModule(FewStepModule):
         optimizers = {GENERATOR: generator_optimizer}
         super().__init__(backbone, batch_size, optimizers, sampler, lora, initial_adapter, ema, 1, seed)
         self.rewards, self.cold_start = rewards, cold_start
-        self.group_size, self.micro_batches, self.beta = images_per_prompt, micro_batches, beta
+        self.images_per_prompt, self.micro_batches, self.beta = images_per_prompt, micro_batches, beta
         self.old_decay_rate, self.old_decay_max = old_decay_rate, old_decay_max
         self.policy = PolicySettings(shared_noise=False, advantage_clip=advantage_clip, global_std=global_std)
         self.notes = Notes()
@@ -93,10 +93,6 @@ class DiffusionNFTModule(FewStepModule):
     @property
     def batches_per_step(self) -> int:
         return self.micro_batches
-
-    @property
-    def images_per_prompt(self) -> int:
-        return self.group_size
 
     def frozen_adapters(self) -> dict[str, str]:
         generator, _ = cold_start_files(self.cold_start, FROM_BASE)

@@ -78,7 +78,7 @@ class FlowGRPOModule(FewStepModule):
         optimizers = {GENERATOR: generator_optimizer}
         super().__init__(backbone, batch_size, optimizers, sampler, lora, initial_adapter, ema, 1, seed, sampler_name)
         self.rewards, self.cold_start = rewards, cold_start
-        self.group_size, self.micro_batches, self.inner_updates = images_per_prompt, micro_batches, inner_updates
+        self.images_per_prompt, self.micro_batches, self.inner_updates = images_per_prompt, micro_batches, inner_updates
         self.policy = PolicySettings(
             shared_noise=False,
             clip_range=clip_range,
@@ -91,10 +91,6 @@ class FlowGRPOModule(FewStepModule):
     @property
     def batches_per_step(self) -> int:
         return self.micro_batches
-
-    @property
-    def images_per_prompt(self) -> int:
-        return self.group_size
 
     def frozen_adapters(self) -> dict[str, str]:
         generator, _ = cold_start_files(self.cold_start, FROM_BASE)
@@ -138,6 +134,5 @@ class FlowGRPOModule(FewStepModule):
         """Of one step of a micro-batch, the mean over its samples."""
         terms = self.policy_loss(rollout, step, self.embed(rollout.batch.prompts, self.device))
         self.notes.terms(GENERATOR, terms, len(rollout), f"step_{step}")
-        self.notes.largest("policy/ratio_deviation", self.policy_loss.ratios)
-        self.notes.mean("policy/clipped", (self.policy_loss.ratios > self.policy.clip_range).float())
+        self.notes.ratios(self.policy_loss.ratios, self.policy.clip_range)
         return total(terms)

@@ -29,6 +29,11 @@ class Notes:
             self.mean(f"{role}/{name}_{part}" if part else f"{role}/{name}", term.value.detach().expand(count))
             self.mean(f"weight/{role}/{name}", term.value.new_full((1,), term.weight))
 
+    def ratios(self, deviations: Tensor, clip_range: float) -> None:
+        """Note how far probability ratios are from 1, `[B]`: the largest of all, and how many of them are clipped."""
+        self.largest("policy/ratio_deviation", deviations)
+        self.mean("policy/clipped", (deviations > clip_range).float())
+
     def summary(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """The numbers by name, over all processes; what was noted is forgotten. Names without any sample are left out.
 

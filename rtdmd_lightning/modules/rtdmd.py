@@ -69,8 +69,8 @@ class RTDMDModule(FewStepModule):
         policy: SubGRPO.
         final_step: reward back-propagation and AC-DMD at the last step.
         trajectory_dtype: how states are stored between rollout and update; they are rounded as they are made, so nothing is lost.
-        shuffle: train on micro-batches that mix the samples of all rollout batches, as the authors do. Without it they stay
-            together, so that the update computes what the rollout computed and the probability ratio starts at exactly 1.
+        shuffle: train on micro-batches that mix the samples of all rollout batches, as the authors do. Without it the update
+            computes what the rollout computed: the ratio starts at exactly 1, from which the clip range allows 1e-5.
         sub_interval, consistency, fake_target, fake_weight, renoise, normalizer: AC-DMD's, see `MatchingSettings`.
         sampler: the student's few-step sampler.
         lora: shape of the fresh adapters.
@@ -110,13 +110,12 @@ class RTDMDModule(FewStepModule):
         seed: int = 0,
     ) -> None:
         check_reinforcement(policy, final_step, sampler, rewards, images_per_prompt, micro_batches)
-        optimizers = {GENERATOR: generator_optimizer}
-        if final_step.matching_weight:
-            optimizers[FAKE_SCORE] = fake_optimizer
+        needs_fake = final_step.matching_weight > 0
+        optimizers = {GENERATOR: generator_optimizer} | ({FAKE_SCORE: fake_optimizer} if needs_fake else {})
         super().__init__(backbone, batch_size, optimizers, sampler, lora, initial_adapter, ema, micro_batches, seed)
         self.rewards, self.policy, self.final_step = rewards, policy, final_step
         self.cold_start, self.cold_start_fake = cold_start, cold_start_fake
-        self.group_size, self.micro_batches, self.shuffle = images_per_prompt, micro_batches, shuffle
+        self.images_per_prompt, self.micro_batches, self.shuffle = images_per_prompt, micro_batches, shuffle
         self.trajectory_dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[trajectory_dtype]
         self.matching = MatchingSettings(
             guidance_scale, sub_interval, consistency, fake_target, fake_weight, renoise, normalizer
@@ -128,25 +127,17 @@ class RTDMDModule(FewStepModule):
     def batches_per_step(self) -> int:
         return self.micro_batches
 
-    @property
-    def images_per_prompt(self) -> int:
-        return self.group_size
-
     def frozen_adapters(self) -> dict[str, str]:
         needs_fake = FAKE_SCORE in self.optimize.settings
         generator, fake_score = cold_start_files(self.cold_start, self.cold_start_fake if needs_fake else FROM_BASE)
         return {COLD_START: generator} | ({COLD_START_FAKE: fake_score} if fake_score else {})
 
     def stacks(self) -> Stacks:
-        stacks: dict[str, tuple[str, ...]] = {
-            GENERATOR: (COLD_START, GENERATOR),
-            EMA: (COLD_START, EMA),
-            COLD_START: (COLD_START,),
-        }
-        if FAKE_SCORE in self.optimize.settings:
-            beneath = (COLD_START_FAKE,) if COLD_START_FAKE in self.frozen_adapters() else ()
-            stacks |= {FAKE_SCORE: (*beneath, FAKE_SCORE), TEACHER: ()}
-        return stacks
+        stacks = {GENERATOR: (COLD_START, GENERATOR), EMA: (COLD_START, EMA), COLD_START: (COLD_START,)}
+        if FAKE_SCORE not in self.optimize.settings:
+            return stacks
+        beneath = (COLD_START_FAKE,) if COLD_START_FAKE in self.frozen_adapters() else ()
+        return stacks | {FAKE_SCORE: (*beneath, FAKE_SCORE), TEACHER: ()}
 
     def build_losses(self) -> None:
         self.policy_loss = PolicyLoss(self.roles, self.sampler, self.policy)
@@ -182,8 +173,6 @@ class RTDMDModule(FewStepModule):
         self.move_average(1)
         self.log_dict(self.notes.summary(self.gather))
 
-    # The fake score -----------------------------------------------------------------------------------------------------
-
     def update_fake_score(self, rollouts: Sequence[Rollout]) -> None:
         """One optimizer step on the fake score's loss at the last step (s = 0), the mean over all samples of the epoch."""
         losses = [partial(self.fake_loss, rollout) for rollout in rollouts]
@@ -194,9 +183,8 @@ class RTDMDModule(FewStepModule):
         """Of one micro-batch, the mean."""
         batch = rollout.batch
         conditioning = self.embed(batch.prompts, self.device)
-        terms = self.fake_score_loss(
-            rollout.last_step(self.sampler, self.device), conditioning, self.random_of(batch), "fake update"
-        )
+        step = rollout.last_step(self.sampler, self.device)
+        terms = self.fake_score_loss(step, conditioning, self.random_of(batch), "fake update")
         self.notes.terms(FAKE_SCORE, terms, len(rollout))
         return total(terms)
 
@@ -223,16 +211,13 @@ class RTDMDModule(FewStepModule):
 
     def kept_rows(self, rollout: Rollout) -> list[int]:
         """The samples that have an advantage; all of them where back-propagation alone, which needs none, is trained."""
-        if not self.policy.weight:
-            return list(range(len(rollout)))
-        return rollout.advantages.nonzero().flatten().tolist()
+        return rollout.advantages.nonzero().flatten().tolist() if self.policy.weight else list(range(len(rollout)))
 
     def stochastic_loss(self, rollout: Rollout, step: int) -> Tensor:
         """The policy's terms at one stochastic step, the sum over the micro-batch."""
         terms = self.policy_loss(rollout, step, self.embed(rollout.batch.prompts, self.device))
         self.notes.terms(GENERATOR, terms, len(rollout), f"step_{step}")
-        self.notes.largest("policy/ratio_deviation", self.policy_loss.ratios)
-        self.notes.mean("policy/clipped", (self.policy_loss.ratios > self.policy.clip_range).float())
+        self.notes.ratios(self.policy_loss.ratios, self.policy.clip_range)
         return len(rollout) * total(terms)
 
     def final_loss(self, rollout: Rollout, rows: list[int], guidance_scale: float) -> Tensor:

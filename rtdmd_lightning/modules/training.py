@@ -54,6 +54,9 @@ class FewStepModule(L.LightningModule, ABC):
         seed: of all noise and of every random choice.
     """
 
+    images_per_prompt: int = 1
+    """How many consecutive samples share a prompt."""
+
     def __init__(
         self,
         backbone: Backbone,
@@ -86,11 +89,6 @@ class FewStepModule(L.LightningModule, ABC):
     @abstractmethod
     def batches_per_step(self) -> int:
         """How many batches of `batch_size` samples one training step consumes."""
-
-    @property
-    def images_per_prompt(self) -> int:
-        """How many consecutive samples share a prompt."""
-        return 1
 
     @abstractmethod
     def stacks(self) -> Stacks:

@@ -3,7 +3,7 @@
 | format | before a layer's path | where alpha is from |
 |---|---|---|
 | published `.pt` (METHOD section 5) | nothing, or DDP's `module.` | the file if this project wrote it, else 2 x rank |
-| checkpoint `.ckpt` of a run | the attribute of the module | as above |
+| checkpoint `.ckpt` of a run | `roles.transformer.` or `roles.generator_base.` | as above |
 | PEFT folder | `base_model.model.`, `module.` or nothing | `adapter_config.json` |
 | diffusers `.safetensors` | `transformer.` | its metadata, else its `.alpha` entries, else alpha = rank |
 
@@ -130,8 +130,8 @@ def _read_checkpoint(path: Path, role: str) -> AdapterFile:
     checkpoint = read_checkpoint(path)
     if role not in (roles := _roles(checkpoint["state_dict"])):
         raise UserError(f"{path} has no adapter {role!r}; it has {', '.join(roles) or 'none'}")
-    # Keys begin with the module's attribute: `transformer`, or the generator's own base where it has one.
-    state = {key.partition(".")[2]: value for key, value in checkpoint["state_dict"].items() if f".{role}." in key}
+    # Before the layer stand the module's `roles` and which of their bases it is.
+    state = {key.split(".", 2)[2]: value for key, value in checkpoint["state_dict"].items() if f".{role}." in key}
     scale, source = checkpoint.get(SCALE_KEY), f"{path} ({role})"
     form, pairs = pairs_of(state, [KeyForm("", role)], source)
     adapter = _adapter(pairs, source, lambda *_: scale or METHOD_SCALE)

@@ -10,6 +10,7 @@ from diffusers import StableDiffusion3Pipeline
 from rtdmd_lightning.sampling.sampler import SamplerSettings
 from rtdmd_lightning.utils.errors import UserError
 from rtdmd_lightning.utils.randomness import SampleRandom
+from tests.support.roles import teacher_velocity
 from tests.support.tiny import tiny_backbone, tiny_module
 
 
@@ -42,7 +43,7 @@ def test_guidance_is_the_pipelines(tiny_folder):
     theirs = pipeline(
         prompts, latents=latents, sigmas=[1.0], guidance_scale=4.5, max_sequence_length=1, output_type="latent"
     ).images
-    velocity = module.teacher_velocity(latents, 1.0, module.embed(prompts, torch.device("cpu")), 4.5)
+    velocity = teacher_velocity(module, latents, 1.0, module.embed(prompts, torch.device("cpu")), 4.5)
     torch.testing.assert_close(latents - velocity, theirs, rtol=1e-4, atol=1e-4)
 
 

@@ -39,7 +39,7 @@ def test_every_role_starts_from_its_own_weights(backbone):
 
 def test_without_a_base_of_its_own_the_generator_starts_from_the_teachers(folders):
     module = module_of(tiny_backbones(folders)["flux2"], move_adapters=False)
-    assert module.roles.generator_base is None and module.bases == [module.roles.transformer]
+    assert module.roles.generator_base is None and module.roles.bases == [module.roles.transformer]
     latents, conditioning = inputs(module)
     teacher = module.roles.velocity(TEACHER, latents, LEVEL, conditioning)
     torch.testing.assert_close(module.roles.velocity(GENERATOR, latents, LEVEL, conditioning), teacher, rtol=0, atol=0)
@@ -71,7 +71,7 @@ def test_a_checkpoint_holds_all_adapters_and_no_base_and_restores_every_role(bac
     fresh.load_state_dict(state)
     latents, conditioning = inputs(module)
     for role in (GENERATOR, FAKE_SCORE, EMA):
-        restored, saved = (m.velocity(role, latents, LEVEL, conditioning) for m in (fresh, module))
+        restored, saved = (m.roles.velocity(role, latents, LEVEL, conditioning) for m in (fresh, module))
         torch.testing.assert_close(restored, saved, rtol=0, atol=0, msg=role)
 
 
@@ -79,14 +79,16 @@ def test_the_adapter_files_keys_are_those_of_a_bare_transformer(backbone, folder
     module = module_of(backbone)
     state = lora.adapter_state_dict(module.roles.base_of(EMA), EMA)
     shared = module_of(tiny_backbones(folders)["flux2"])
-    assert state.keys() == lora.adapter_state_dict(shared.base_of(EMA), EMA).keys()
+    assert state.keys() == lora.adapter_state_dict(shared.roles.base_of(EMA), EMA).keys()
     path = tmp_path / "generator_ema.pt"
     torch.save(state, path)
     started = module_of(tiny_backbones(folders)["flux2_two_bases"], move_adapters=False, initial_adapter=str(path))
     latents, conditioning = inputs(module)
     expected = module.roles.velocity(EMA, latents, LEVEL, conditioning)
     for role in (GENERATOR, EMA):
-        torch.testing.assert_close(started.velocity(role, latents, LEVEL, conditioning), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            started.roles.velocity(role, latents, LEVEL, conditioning), expected, rtol=0, atol=1e-5
+        )
 
 
 class Stacked(ACDMDModule):
@@ -99,10 +101,9 @@ class Stacked(ACDMDModule):
     def frozen_adapters(self):
         return {f"cold_{role}": path for role, path in self.files.items()}
 
-    def adapter_stacks(self):
-        stacks = super().adapter_stacks()
+    def stacks(self):
         cold = {GENERATOR: f"cold_{GENERATOR}", EMA: f"cold_{GENERATOR}", FAKE_SCORE: f"cold_{FAKE_SCORE}"}
-        return {role: (cold[role], *stack) if role in cold else stack for role, stack in stacks.items()}
+        return {role: (cold[role], *stack) if role in cold else stack for role, stack in super().stacks().items()}
 
 
 def test_adapters_under_the_trained_ones_lie_in_the_base_of_their_roles(backbone, folders, tmp_path):
@@ -115,7 +116,7 @@ def test_adapters_under_the_trained_ones_lie_in_the_base_of_their_roles(backbone
     latents, conditioning = inputs(first)
     for role, source in ((GENERATOR, GENERATOR), (EMA, GENERATOR), (FAKE_SCORE, FAKE_SCORE), (TEACHER, TEACHER)):
         now, before = (
-            second.velocity(role, latents, LEVEL, conditioning),
-            first.velocity(source, latents, LEVEL, conditioning),
+            second.roles.velocity(role, latents, LEVEL, conditioning),
+            first.roles.velocity(source, latents, LEVEL, conditioning),
         )
         torch.testing.assert_close(now, before, rtol=0, atol=1e-6, msg=role)

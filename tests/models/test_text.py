@@ -15,6 +15,7 @@ from rtdmd_lightning.models import Flux2Backbone, FluxBackbone, SD3Backbone
 from rtdmd_lightning.models.families import FAMILIES, open_backbone
 from rtdmd_lightning.utils.configuration import compose
 from rtdmd_lightning.utils.errors import UserError, readable_errors
+from tests.support.roles import teacher_velocity
 from tests.support.tiny import REPOSITORY, write_config
 from tests.support.tiny_backbones import module_of
 
@@ -65,7 +66,7 @@ def test_sample_conditions_on_the_familys_tokens_unless_told_otherwise(options, 
 def test_training_conditions_on_the_familys_tokens(seen):
     module = module_of(SD3Backbone(MODEL, 16, dtype="float32"))
     latents = torch.zeros(2, *module.backbone.latent_shape())
-    module.teacher_velocity(latents, 0.5, module.embed(PROMPTS[:2], CPU), 4.5)
+    teacher_velocity(module, latents, 0.5, module.embed(PROMPTS[:2], CPU), 4.5)
     assert seen == [(4, 205, 32)]
 
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rtdmd_lightning.losses import Consistency
+from rtdmd_lightning.losses import Consistency, total
+from rtdmd_lightning.losses.matching import renoise_from
 from rtdmd_lightning.sampling.structures import ExecutedStep, Subinterval
 from rtdmd_lightning.utils.randomness import SampleRandom
 from tests.support.known import COS, SIN, KnownDraws, cps_mean, linear, per_sample, randn, renoised, with_fields
@@ -51,7 +52,7 @@ def test_the_fake_scores_loss_gains_the_product_of_the_two_differences(tiny_fold
         module, conditioning = setting(tiny_folder, weight=factor, transition=kind, samples=samples, moves=moves)
         with_fields(module, fake_score=linear(slope))
         draws = KnownDraws([UNIFORM, *DELTAS[:moves]], [z, *noises])
-        values.append(module.fake_score_loss(boundary(x), conditioning, draws, "update"))
+        values.append(total(module.fake_score_loss(boundary(x), conditioning, draws, "update")))
     regulariser = values[1] - values[0]
 
     start, _, x_t = renoised(x, S, UNIFORM, z)
@@ -79,7 +80,7 @@ def test_the_branches_move_with_independent_noise(tiny_folder, moves):
     seen = []
     with_fields(module, fake_score=lambda latents, t, _: seen.append((latents, t)) or torch.zeros_like(latents))
     random = SampleRandom(0, list(range(count)), CPU)
-    drawn = module.renoise_from(randn(count, 1), 0.0, random, "update")
+    drawn = renoise_from(randn(count, 1), 0.0, random, "update", "interval", 3.0)
     interval = replace(drawn, sigma_end=torch.full((count,), 0.9))  # high enough for every move to end above 0
     module.fake_score_loss.consistency(interval, torch.zeros_like(interval.end), conditioning, random, "update")
 

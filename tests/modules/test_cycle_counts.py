@@ -68,14 +68,14 @@ def test_every_update_is_at_the_boundary_and_on_the_samples_of_its_plan(tiny_fol
 
         setattr(module, name, loss)
 
-    watch("fake_matching_loss")
-    watch("generator_matching_loss")
+    watch("fake_score_loss")
+    watch("matching_loss")
     train(module, CYCLES)
     expected, size = [], module.batches_per_step * B
     for cycle in range(CYCLES):
         fake_updates, generator_update = module.plan(cycle)
         for update in [*fake_updates, generator_update]:
-            name = "generator_matching_loss" if update is generator_update else "fake_matching_loss"
-            first = cycle * size + update.group * B
+            name = "matching_loss" if update is generator_update else "fake_score_loss"
+            first = cycle * size + update.batch * B
             expected.append((name, module.sampler.sigmas[update.stop], [first, first + 1]))
     assert seen == expected

@@ -43,7 +43,7 @@ def started(backbone, path, lora=LORA):
 @pytest.mark.parametrize("to", ["published", "peft", "diffusers", "checkpoint"])
 def test_generator_and_average_start_where_the_file_ends(to, source, tiny_folder, tmp_path):
     module = started(tiny_backbone(tiny_folder), written(source, to, tmp_path))
-    expected = adapter_state_dict(source.transformer, EMA)
+    expected = adapter_state_dict(source.roles.transformer, EMA)
     for role in (GENERATOR, EMA):
         state = adapter_state_dict(module.roles.transformer, role)
         assert state.keys() == expected.keys() and all(torch.equal(state[key], expected[key]) for key in expected)
@@ -64,7 +64,7 @@ def test_another_rank_or_alpha_is_refused_before_the_base_is_read(lora, to, sour
 
 def test_a_published_file_that_tells_no_scale_has_the_methods(source, tiny_folder, tmp_path):
     path = tmp_path / "generator_ema.pt"
-    torch.save(dict(adapter_state_dict(source.transformer, EMA)), path)
+    torch.save(dict(adapter_state_dict(source.roles.transformer, EMA)), path)
     started(tiny_backbone(tiny_folder), path, LoraSettings(rank=4, alpha=8))
     with pytest.raises(UserError, match="rank 4 and alpha 8 "):
         started(tiny_backbone(tiny_folder), path)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rtdmd_lightning.losses import Consistency
+from rtdmd_lightning.losses import Consistency, total
 from rtdmd_lightning.sampling.structures import ExecutedStep
 from rtdmd_lightning.utils.randomness import SampleRandom
 from tests.support.known import (
@@ -18,6 +18,7 @@ from tests.support.known import (
     renoised,
     with_fields,
 )
+from tests.support.losses import generator_loss
 from tests.support.tiny import tiny_module
 
 PROMPTS = ["a red circle", "two crosses"]
@@ -60,7 +61,7 @@ def test_the_gradient_at_x_s_is_the_documented_pull(tiny_folder, stop, normalize
     x, z, z_back, s = randn(B, 4).requires_grad_(), randn(B, 5), randn(B, 6), module.sampler.sigmas[stop]
     step = a_step(module, stop, next_state=x)
     draws = KnownDraws([UNIFORM], [z, z_back])
-    loss = module.generator_matching_loss(step, conditioning, draws, GUIDANCE, "update")
+    loss = total(module.matching_loss(step, conditioning, draws, GUIDANCE, "update"))
     loss.backward()
 
     t, _, x_t = renoised(x.detach(), s, UNIFORM, z)
@@ -81,7 +82,7 @@ def test_without_sub_intervals_the_clean_prediction_is_pulled(tiny_folder):
     velocity, z = randn(B, 2).requires_grad_(), randn(B, 5)
     step = a_step(module, 2, next_state=randn(B, 4), velocity=velocity)
     draws = KnownDraws([UNIFORM], [z, randn(B, 6)])
-    module.generator_matching_loss(step, conditioning, draws, GUIDANCE, "update").backward()
+    total(module.matching_loss(step, conditioning, draws, GUIDANCE, "update")).backward()
 
     x = (step.state - step.sigma * velocity).detach()
     g = ((TEACHER - FAKE) / mean_abs(x - z + TEACHER)).expand_as(x)
@@ -101,8 +102,8 @@ def test_descending_the_generators_loss_moves_it_towards_the_teacher(tiny_folder
         teacher=lambda latents, *_: torch.ones_like(latents),
     )
     random = SampleRandom(0, [4, 5], torch.device("cpu"))
-    trajectory = module.roll_out("generator", conditioning, random, stop)
-    module.generator_loss(trajectory, stop, conditioning, random, GUIDANCE).backward()
+    trajectory = module.roll_out("generator", conditioning, random, steps=stop)
+    generator_loss(module, trajectory, stop, conditioning, random, GUIDANCE).backward()
     assert (weight.grad < 0) == (start < 1) and weight.grad.abs() > 1e-4
 
 
@@ -114,7 +115,7 @@ def test_the_fake_score_learns_the_velocity_of_the_renoised_samples(tiny_folder,
     with_fields(module, fake_score=linear(0.3))
     x, z, s = randn(B, 4), randn(B, 5), module.sampler.sigmas[stop]
     step = a_step(module, stop, next_state=x)
-    loss = module.fake_score_loss(step, conditioning, KnownDraws([UNIFORM], [z]), "update")
+    loss = total(module.fake_score_loss(step, conditioning, KnownDraws([UNIFORM], [z]), "update"))
 
     t, width, x_t = renoised(x, s, UNIFORM, z)
     if target == "ambient":

@@ -143,6 +143,7 @@ def test_the_final_steps_loss_is_the_pull_and_the_hinge_with_their_weights(
     expected = len(rows) * (matching_weight * matching + reward_weight * hinge)
 
     module.final_step = FinalStepSettings(matching_weight, reward_weight, ceiling, decode_chunk=2)
+    module.build_losses()
     asked, draws = [], KnownDraws([torch.tensor([0.1, 0.5, 0.9])], [z, randn(len(rows), 8)])
     module.random_of = lambda batch: asked.append(batch.indices) or draws
     compare(module.final_loss(rollout, rows, 3.0), expected, slope)

@@ -7,7 +7,7 @@ import pytest
 
 from rtdmd_lightning import fit
 from rtdmd_lightning.modules.rtdmd import RTDMDModule
-from rtdmd_lightning.roles.roles import COLD_START, FAKE_SCORE, GENERATOR, TEACHER
+from rtdmd_lightning.roles.roles import COLD_START, FAKE_SCORE, GENERATOR, TEACHER, Roles
 from rtdmd_lightning.utils.errors import UserError
 from tests.support.tiny_rtdmd import write_rtdmd_config
 
@@ -22,16 +22,15 @@ def cold_start(tiny_folder, tmp_path_factory):
 def run_epochs(tmp_path, tiny_folder, cold_start, *options, epochs=1):
     """An in-process run; returns the module, what it logged last, and the forward passes' samples by role."""
     counts: Counter = Counter()
-    original = RTDMDModule.velocity
+    original = Roles.velocity
 
     def counting(self, role, latents, sigma, conditioning):
-        if self.global_step == 0 and self.trainer.training and not self.trainer.sanity_checking:
-            counts[role] += len(latents)
+        counts[role] += len(latents)
         return original(self, role, latents, sigma, conditioning)
 
     config = write_rtdmd_config(tmp_path, tiny_folder, cold_start)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RTDMDModule, "velocity", counting)
+        patch.setattr(Roles, "velocity", counting)
         run = fit.main(["--config", str(config), f"--trainer.max_steps={epochs}", *options])
     return run.model, run.trainer.callback_metrics, counts
 
@@ -77,19 +76,19 @@ def test_the_largest_deviation_of_the_epoch_is_logged_and_the_mean_of_the_rest(t
 
     def watched_policy(self, rollout, step):
         rollout.log_probs[step].add_(0.1 if not deviations else 0.0)  # the first of the epoch alone is off
-        loss = policy_loss(self, rollout, step)
+        loss = stochastic_loss(self, rollout, step)
         deviations.append(1 - math.exp(-0.1) if not deviations else 0.0)
         return loss
 
     def watched_terms(self, rollout, rows, guidance_scale):
-        terms = final_step_terms(self, rollout, rows, guidance_scale)
-        hinges.append((float(terms["reward back-propagation"]) / self.final_step.reward_weight, len(rows)))
+        terms = final_terms(self, rollout, rows, guidance_scale)
+        hinges.append((float(terms["reward"].value), len(rows)))
         return terms
 
-    policy_loss, final_step_terms = RTDMDModule.policy_loss, RTDMDModule.final_step_terms
+    stochastic_loss, final_terms = RTDMDModule.stochastic_loss, RTDMDModule.final_terms
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RTDMDModule, "policy_loss", watched_policy)
-        patch.setattr(RTDMDModule, "final_step_terms", watched_terms)
+        patch.setattr(RTDMDModule, "stochastic_loss", watched_policy)
+        patch.setattr(RTDMDModule, "final_terms", watched_terms)
         _, logged, _ = run_epochs(tmp_path / "one", tiny_folder, cold_start)
         expected, of_one = deviations[:], hinges[:]
         deviations.clear()
@@ -99,7 +98,7 @@ def test_the_largest_deviation_of_the_epoch_is_logged_and_the_mean_of_the_rest(t
     assert logged["policy/clipped"] == pytest.approx(1 / len(expected), rel=1e-3)
     assert of_the_second["policy/ratio_deviation"] < 1e-6  # nothing is left of the first
     total, count = map(sum, zip(*of_one, strict=True))
-    assert logged["final_step/reward_loss"] == pytest.approx(total / count, rel=1e-4)
+    assert logged["generator/reward"] == pytest.approx(total / count, rel=1e-4)
 
 
 def test_forward_passes_are_those_of_the_docstring(tmp_path, tiny_folder, cold_start):

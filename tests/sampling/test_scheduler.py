@@ -18,7 +18,6 @@ from rtdmd_lightning import CPSScheduler
 from rtdmd_lightning.models import Flux2Backbone, FluxBackbone
 from rtdmd_lightning.objectives import dynamic_shift_sigmas, flux_mu
 from rtdmd_lightning.roles.inference import METHOD_STEPS, InferenceModel
-from rtdmd_lightning.sampling.sampler import CPSSampler
 from tests.support.tiny import tiny_backbone
 from tests.support.tiny_backbones import OPTIONS, save_tiny_flux, save_tiny_flux2
 
@@ -42,7 +41,7 @@ def our_images(backbone, eta: float, guidance_scale: float | None = None) -> tup
     shape, noise = backbone.latent_shape(), generators(100)
     start, conditioning = normal(generators(0), shape), model.embed(PROMPTS, CPU)
     with torch.no_grad():
-        trajectory = CPSSampler(model.sigmas, eta).rollout(
+        trajectory = model.sampler.rollout(
             lambda latents, sigma: model.velocity(latents, sigma, conditioning),
             start,
             step_noise=lambda step: normal(noise, shape),

@@ -79,7 +79,7 @@ def mean_abs(x: Tensor) -> Tensor:
 def count_passes(module: FewStepModule) -> Counter[tuple[str, bool]]:
     """Samples that the transformer sees from now on, by role and by whether a gradient is kept."""
     counts: Counter[tuple[str, bool]] = Counter()
-    original = module.velocity
+    original = module.roles.velocity
 
     def velocity(role: str, latents: Tensor, sigma: Tensor | float, conditioning: Conditioning) -> Tensor:
         counts[role, torch.is_grad_enabled()] += len(latents)
