@@ -41,7 +41,7 @@ class FitCLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.init_args.seed")
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("model.batch_size", "data.batch_size", apply_on="instantiate")
-        parser.link_arguments("model.groups_per_step", "data.groups", apply_on="instantiate")
+        parser.link_arguments("model.batches_per_step", "data.groups", apply_on="instantiate")
         parser.link_arguments("model.images_per_prompt", "data.images_per_prompt", apply_on="instantiate")
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from rtdmd_lightning.modules.core import DistillationModule
 
 from rtdmd_lightning import fit
 from rtdmd_lightning.data import RolloutDataModule
+from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.utils.configuration import compose
 from rtdmd_lightning.utils.errors import UserError
 from tests.support.runs import refused
@@ -80,9 +80,9 @@ def test_every_shipped_config_parses_and_builds(path: Path, monkeypatch):
     if not prompts.startswith("shapes:"):  # the large sets' prompt files are the user's
         arguments += ["--data.prompts=shapes:train"]
     cli = fit.parse([*arguments, "--trainer.accelerator=cpu", "--trainer.devices=1"])
-    assert isinstance(cli.model, DistillationModule) and isinstance(cli.datamodule, RolloutDataModule)
+    assert isinstance(cli.model, FewStepModule) and isinstance(cli.datamodule, RolloutDataModule)
     assert cli.datamodule.batch_size == cli.model.batch_size
-    assert cli.datamodule.groups == cli.model.groups_per_step
+    assert cli.datamodule.groups == cli.model.batches_per_step
 
 
 def test_trainer_options_that_contradict_one_another_are_told_in_a_sentence(tiny_folder, tmp_path):

@@ -8,7 +8,6 @@ import pytest
 import torch
 from diffusers import FluxPipeline, SD3Transformer2DModel, StableDiffusion3Pipeline
 from peft import LoraConfig, PeftModel, get_peft_model
-from rtdmd_lightning.modules.roles import EMA, GENERATOR
 from safetensors.torch import load_file, save_file
 
 from rtdmd_lightning import convert
@@ -17,6 +16,7 @@ from rtdmd_lightning.callbacks.export import write_adapter
 from rtdmd_lightning.models.families import skeleton
 from rtdmd_lightning.roles import Adapter, LayerUpdate, writing
 from rtdmd_lightning.roles.lora import LoraSettings, adapter_state_dict
+from rtdmd_lightning.roles.roles import EMA, GENERATOR
 from rtdmd_lightning.utils.errors import UserError, readable_errors
 from tests.support.random_adapters import assert_same, random_adapter
 from tests.support.tiny import tiny_backbone, tiny_module
@@ -211,7 +211,7 @@ def test_without_metadata_alpha_is_the_rank_or_what_the_file_says_per_layer(tiny
 
 def test_a_published_file_means_the_methods_scale_and_ours_says_its_own(tiny_folder, tmp_path):
     module = tiny_module(tiny_folder, lora=LoraSettings(rank=4, alpha=4))
-    state = adapter_state_dict(module.transformer, EMA)
+    state = adapter_state_dict(module.roles.transformer, EMA)
     torch.save(state, tmp_path / "published.pt")
     assert adapters.read(tmp_path / "published.pt").scale == 2
     assert adapters.read(tmp_path / "published.pt", alpha=12).scale == 3
@@ -227,7 +227,7 @@ def test_a_published_file_means_the_methods_scale_and_ours_says_its_own(tiny_fol
 def test_stage_twos_folder_read_as_a_folder_does_not_bring_the_cold_start_along(tiny_folder, tmp_path):
     """Its diffusers file does hold both, for people who load that alone."""
     module = tiny_module(tiny_folder)
-    cold_start, state = random_adapter(2), adapter_state_dict(module.transformer, EMA)
+    cold_start, state = random_adapter(2), adapter_state_dict(module.roles.transformer, EMA)
     write_adapter(state, tmp_path, module.backbone, module.lora, beneath=[cold_start])
     layer = "transformer_blocks.0.attn.to_q"
     assert adapters.read(tmp_path).layers[layer].rank == module.lora.rank
@@ -242,7 +242,7 @@ def test_a_checkpoint_gives_the_role_that_is_asked_for_at_the_runs_own_scale(alp
     path = tmp_path / "last.ckpt"
     torch.save(checkpoint, path)
     for role, options in ((EMA, {}), (GENERATOR, {"role": GENERATOR})):
-        state = adapter_state_dict(module.transformer, role)
+        state = adapter_state_dict(module.roles.transformer, role)
         read = adapters.read(path, **options)
         assert read.scale == alpha / 4 and 2 * len(read.layers) == len(state)
         for layer, update in read.layers.items():

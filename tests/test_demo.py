@@ -5,10 +5,10 @@ from contextlib import suppress
 
 import pytest
 import torch
-from rtdmd_lightning.modules.core import DistillationModule
 from torchvision.io import read_image
 
 from rtdmd_lightning.demo import demo
+from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.utils.errors import UserError
 from tests.support.tiny import write_config
 from tests.support.tiny_rtdmd import write_rtdmd_config
@@ -29,7 +29,7 @@ def run(tiny_folder, tmp_path, monkeypatch, capsys):
         write_config(tmp_path / "a", tiny_folder, **one_move),
         write_rtdmd_config(tmp_path / "b", tiny_folder, tmp_path, **one_move),
     )
-    update_ema = DistillationModule.update_ema
+    move_average = FewStepModule.move_average
 
     def _run(*, options=(), rtdmd_options=(), interrupt_at=None):
         updates: Counter = Counter()
@@ -40,9 +40,9 @@ def run(tiny_folder, tmp_path, monkeypatch, capsys):
             updates[type(module).__name__] += 1
             if interrupt_at == (type(module).__name__, module.global_step):
                 raise Interrupted
-            update_ema(module, moves)
+            move_average(module, moves)
 
-        monkeypatch.setattr(DistillationModule, "update_ema", counting)
+        monkeypatch.setattr(FewStepModule, "move_average", counting)
         with suppress(Interrupted):
             demo(*configs, per_tag=PROMPTS // 6, options=list(options), rtdmd_options=list(rtdmd_options))
         return dict(updates), capsys.readouterr().out

@@ -8,13 +8,13 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
-from rtdmd_lightning.modules.roles import EMA, GENERATOR
 
 from rtdmd_lightning import fit, hub
 from rtdmd_lightning import roles as adapters
 from rtdmd_lightning.callbacks.export import write_adapter
 from rtdmd_lightning.publishing.model_card import Result, model_card
 from rtdmd_lightning.roles.lora import adapter_state_dict
+from rtdmd_lightning.roles.roles import EMA, GENERATOR
 from rtdmd_lightning.utils.errors import UserError
 from tests.support.fake_hub import TOKEN, fake_hub
 from tests.support.tiny import REPOSITORY, tiny_module, write_config
@@ -39,7 +39,7 @@ def stages(tiny_folder, tmp_path):
     module = tiny_module(tiny_folder)
     for stage, role in (("cold_start", GENERATOR), ("rtdmd", EMA)):
         folder = tmp_path / "runs" / stage
-        write_adapter(adapter_state_dict(module.transformer, role), folder, module.backbone, module.lora)
+        write_adapter(adapter_state_dict(module.roles.transformer, role), folder, module.backbone, module.lora)
     run = tmp_path / "runs"
     config = yaml.safe_load(write_config(tmp_path / "c", tiny_folder).read_text())
     config["model"]["class_path"] = "rtdmd_lightning.modules.ACDMDModule"

@@ -4,8 +4,8 @@ import signal
 
 import pytest
 import torch
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
 
+from rtdmd_lightning.roles.roles import EMA, FAKE_SCORE, GENERATOR
 from tests.support.runs import assert_identical
 from tests.support.tiny import load_checkpoint, run, write_config
 from tests.support.tiny_rtdmd import save_cold_start, write_rtdmd_config

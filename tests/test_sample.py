@@ -7,13 +7,13 @@ import sys
 
 import pytest
 import torch
-from rtdmd_lightning.modules.roles import EMA, GENERATOR
 
 from rtdmd_lightning import sample
 from rtdmd_lightning.evaluation.images import read_image
 from rtdmd_lightning.models.families import open_backbone
 from rtdmd_lightning.roles.inference import METHOD_STEPS, InferenceModel
 from rtdmd_lightning.roles.lora import adapter_state_dict
+from rtdmd_lightning.roles.roles import EMA, GENERATOR
 from rtdmd_lightning.utils.errors import UserError
 from tests.support.tiny import REPOSITORY, tiny_backbone, tiny_module
 
@@ -26,7 +26,7 @@ def adapters(tiny_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapters")
     module = tiny_module(tiny_folder)
     for role in (GENERATOR, EMA):
-        torch.save(adapter_state_dict(module.transformer, role), folder / f"{role}.pt")
+        torch.save(adapter_state_dict(module.roles.transformer, role), folder / f"{role}.pt")
     return [str(folder / f"{role}.pt") for role in (GENERATOR, EMA)]
 
 

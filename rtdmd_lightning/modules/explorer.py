@@ -1,6 +1,6 @@
 """Rollouts of the generator with their rewards and advantages: what a reinforcement epoch learns from (METHOD section 4)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -8,28 +8,39 @@ from torch import Tensor
 
 from rtdmd_lightning.data.rollout import Rollout, Scores, collect, shared_noise, with_advantages
 from rtdmd_lightning.data.stream import PromptBatch
-from rtdmd_lightning.losses.policy import PolicyLoss
+from rtdmd_lightning.losses import PolicySettings
 from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.rewards.mixture import RewardMixture
 from rtdmd_lightning.roles.drawing import decode
 from rtdmd_lightning.roles.roles import GENERATOR
+
+LogProb = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""Of step `number` from a state with a velocity to the next state, `[B]`."""
 
 
 class Explorer:
     """Makes the rollouts of an epoch; a batch is scored while the next one is rolled out.
 
     Args:
-        module: whose generator acts.
-        rewards: what scores its images.
-        policy_loss: takes the log-probabilities, and says which of a prompt group's noises are shared.
+        module: whose roles act.
+        rewards: what scores the images.
+        settings: how advantages are made, and which noises a prompt group shares.
+        log_prob: of a step; see `PolicyLoss.log_prob`.
         trajectory_dtype: how states are stored; they are rounded as they are made, so nothing is lost.
+        role: who acts.
     """
 
     def __init__(
-        self, module: FewStepModule, rewards: RewardMixture, policy_loss: PolicyLoss, trajectory_dtype: torch.dtype
+        self,
+        module: FewStepModule,
+        rewards: RewardMixture,
+        settings: PolicySettings,
+        log_prob: LogProb,
+        trajectory_dtype: torch.dtype = torch.float32,
+        role: str = GENERATOR,
     ) -> None:
-        self.module, self.rewards, self.policy_loss = module, rewards, policy_loss
-        self.trajectory_dtype = trajectory_dtype
+        self.module, self.rewards, self.settings, self.log_prob = module, rewards, settings, log_prob
+        self.trajectory_dtype, self.role = trajectory_dtype, role
 
     def __call__(self, batch: PromptBatch, epoch: int, chosen: Sequence[int]) -> tuple[list[Rollout], Scores]:
         """A rollout for each of the step's batches, with advantages; and the rewards of all processes, `[N]` by name.
@@ -43,7 +54,7 @@ class Explorer:
             rollouts,
             self.rewards.weights,
             images_per_prompt=self.module.images_per_prompt,
-            global_std=self.policy_loss.settings.global_std,
+            global_std=self.settings.global_std,
             gather=self.module.gather,
         )
 
@@ -55,16 +66,16 @@ class Explorer:
         random = module.random_of(batch)
 
         def step_noise(number: int) -> Tensor:
-            if number in chosen or not self.policy_loss.settings.shared_noise:
+            if number in chosen or not self.settings.shared_noise:
                 return random.normal(f"step {number}", shape)
             shared = shared_noise(batch.prompts, shape, seed=module.seed, epoch=epoch, step=number)
             return shared.to(module.device)
 
         conditioning, dtype = module.embed(batch.prompts, module.device), self.trajectory_dtype
-        trajectory = module.roll_out(GENERATOR, conditioning, random, step_noise=step_noise, state_dtype=dtype)
+        trajectory = module.roll_out(self.role, conditioning, random, step_noise=step_noise, state_dtype=dtype)
         states, velocities = trajectory.states, trajectory.velocities
         log_probs = {
-            number: self.policy_loss.log_prob(number, states[number], velocities[number], states[number + 1]).cpu()
+            number: self.log_prob(number, states[number], velocities[number], states[number + 1]).cpu()
             for number in chosen
         }
         stored = tuple(state.to("cpu", dtype) for state in states)

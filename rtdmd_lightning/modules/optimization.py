@@ -134,8 +134,11 @@ class RoleOptimizers:
         strategy = self.module.trainer.strategy
         return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
-    def step(self, role: str) -> Tensor:
-        """Clip and step one role's optimizer on the gradients that it has; returns their norm before clipping."""
+    def step(self, role: str, *, counts: bool = True) -> Tensor:
+        """Clip and step one role's optimizer on the gradients that it has; returns their norm before clipping.
+
+        A generator's step that `counts` moves `trainer.global_step` on: one of each training step must.
+        """
         settings, parameters = self.settings[role], self.module.roles.parameters_of(role)
         norm = clip(parameters, settings.max_grad_norm)
         if not torch.isfinite(norm):  # a finite loss may have such a gradient
@@ -143,7 +146,7 @@ class RoleOptimizers:
                 f"the norm of the {role} gradient is {norm.item()} at step {self.module.global_step}; nothing was updated"
             )
         # Lightning counts the steps of the optimizers it wraps: the generator's alone.
-        optimizers = self.module.optimizers(use_pl_optimizer=role == GENERATOR)
+        optimizers = self.module.optimizers(use_pl_optimizer=role == GENERATOR and counts)
         of_roles = optimizers if isinstance(optimizers, list) else [optimizers]
         optimizer = of_roles[list(self.settings).index(role)]
         for group in optimizer.param_groups:

@@ -150,7 +150,7 @@ class RTDMDModule(FewStepModule):
 
     def build_losses(self) -> None:
         self.policy_loss = PolicyLoss(self.roles, self.sampler, self.policy)
-        self.explore = Explorer(self, self.rewards, self.policy_loss, self.trajectory_dtype)
+        self.explore = Explorer(self, self.rewards, self.policy, self.policy_loss.log_prob, self.trajectory_dtype)
         self.reward_backprop = RewardBackprop(self.backbone, self.rewards, self.final_step)
         if FAKE_SCORE in self.optimize.settings:
             weight = self.final_step.matching_weight

@@ -26,8 +26,8 @@ Stacks = Mapping[str, tuple[str, ...]]
 class Roles(nn.Module):
     """Who runs on which base with which adapters.
 
-    An adapter has the name of the role that it was made for. Those in `frozen` are given; the others are new. The average
-    follows the generator and starts as its copy.
+    An adapter has the name of the role that it was made for. Those in `frozen` are given; the others are new. New ones that
+    are not trained (the average; in some algorithms an old policy) follow the generator and start as its copy.
 
     Args:
         backbone: its weights are read here.
@@ -65,7 +65,9 @@ class Roles(nn.Module):
             lora.add_adapter(self._home[name], name, settings, backbone.lora_targets)
         if initial is not None:
             self._fill(GENERATOR, initial.state_dict(), source=initial.source)
-        self._fill(EMA, self.adapter_state_dict(GENERATOR), source=GENERATOR)
+        for name in self.own:
+            if name not in self.trained:
+                self._fill(name, self.adapter_state_dict(GENERATOR), source=GENERATOR)
         if mesh is not None:
             for base in self.bases:
                 shard(base, mesh, backbone.block_classes)
@@ -115,9 +117,9 @@ class Roles(nn.Module):
         return self.backbone.guided_velocity(velocity, latents, levels, conditioning, empty, guidance_scale)
 
     @torch.no_grad()
-    def move_average(self, kept: float) -> None:
-        """`ema <- kept·ema + (1 - kept)·generator`, over the adapter's parameters."""
-        for average, parameter in zip(self.parameters_of(EMA), self.parameters_of(GENERATOR), strict=True):
+    def move_average(self, kept: float, name: str = EMA) -> None:
+        """`average <- kept·average + (1 - kept)·generator`, over the adapter's parameters."""
+        for average, parameter in zip(self.parameters_of(name), self.parameters_of(GENERATOR), strict=True):
             average.lerp_(parameter, 1 - kept)
 
     def _fill(self, adapter: str, state: Mapping[str, Tensor], source: str) -> None:

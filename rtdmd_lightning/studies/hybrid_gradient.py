@@ -23,7 +23,7 @@ from rtdmd_lightning.objectives import (
     leave_one_out_advantages,
     reward_hinge_loss,
 )
-from rtdmd_lightning.sampling.rollout import rollout
+from rtdmd_lightning.sampling.sampler import CPSSampler
 from rtdmd_lightning.sampling.structures import Trajectory
 from rtdmd_lightning.studies.linear_gaussian import LinearGaussian
 
@@ -140,7 +140,7 @@ def roll_out(
         return problem.velocity(problem.theta, problem.sigmas.index(sigma), latents, prompts)
 
     start = normal().reshape(-1, dim)
-    return rollout(velocity, start, sigmas=problem.sigmas, eta=problem.eta, step_noise=step_noise), prompts
+    return CPSSampler(problem.sigmas, problem.eta).rollout(velocity, start, step_noise=step_noise), prompts
 
 
 def _advantages(reward: Tensor, names: Sequence[str], updates: int, weights: Weights) -> Tensor:

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
 
 from rtdmd_lightning.callbacks import ExportGenerator
 from rtdmd_lightning.callbacks.export import write_adapter
@@ -15,6 +14,7 @@ from rtdmd_lightning.modules import ACDMDModule
 from rtdmd_lightning.roles import read, stack
 from rtdmd_lightning.roles.lora import LoraSettings, adapter_parameters, adapter_state_dict, read_adapter
 from rtdmd_lightning.roles.reading import from_state_dict
+from rtdmd_lightning.roles.roles import EMA, FAKE_SCORE, GENERATOR
 from tests.support.tiny import tiny_backbone, tiny_module
 from tests.support.tiny_rtdmd import save_cold_start, tiny_rtdmd_module
 
@@ -24,7 +24,7 @@ def fake_trainer(log_dir, *, rank=0, step=4):
 
 
 def export(module, folder):
-    write_adapter(adapter_state_dict(module.transformer, EMA), folder, module.backbone, module.lora)
+    write_adapter(adapter_state_dict(module.roles.transformer, EMA), folder, module.backbone, module.lora)
 
 
 def test_the_plain_file_holds_the_emas_adapter_under_the_published_keys(tiny_folder, tmp_path):
@@ -34,11 +34,13 @@ def test_the_plain_file_holds_the_emas_adapter_under_the_published_keys(tiny_fol
     layers = {key.rpartition(".lora_")[0] for key in state}
     assert state.keys() == {f"{layer}.lora_{side}.default.weight" for layer in layers for side in "AB"}
     assert len(layers) == 3 * 8 - 1 and "transformer_blocks.1.attn.to_out.0" in layers
-    average = adapter_parameters(module.transformer, EMA)
+    average = adapter_parameters(module.roles.transformer, EMA)
     for key, tensor in state.items():
         assert torch.equal(tensor, average[key.replace(".default.", f".{EMA}.")]) and not tensor.requires_grad
     weights = torch.cat([tensor.flatten() for tensor in state.values()])
-    trained = torch.cat([tensor.flatten() for tensor in adapter_parameters(module.transformer, GENERATOR).values()])
+    trained = torch.cat(
+        [tensor.flatten() for tensor in adapter_parameters(module.roles.transformer, GENERATOR).values()]
+    )
     assert not torch.equal(weights, trained)
 
 
@@ -62,7 +64,7 @@ def test_stock_diffusers_with_the_file_computes_what_the_ema_role_does(tiny_fold
             )[0]
 
     with torch.no_grad():
-        ours, teacher = (module.velocity(role, latents, 0.7, conditioning) for role in (EMA, "teacher"))
+        ours, teacher = (module.roles.velocity(role, latents, 0.7, conditioning) for role in (EMA, "teacher"))
     torch.testing.assert_close(stock(), teacher, rtol=1e-5, atol=1e-5)
     pipeline.load_lora_weights(tmp_path)
     torch.testing.assert_close(stock(), ours, rtol=1e-5, atol=1e-5)
@@ -74,7 +76,7 @@ def test_the_fake_scores_adapter_lies_beside_it(tiny_folder, tmp_path):
     ExportGenerator("cold_start").on_train_end(fake_trainer(tmp_path), module)
     state, expected = (
         read_adapter(str(tmp_path / "cold_start/fake_score.pt")),
-        adapter_state_dict(module.transformer, FAKE_SCORE),
+        adapter_state_dict(module.roles.transformer, FAKE_SCORE),
     )
     assert state.keys() == expected.keys() and all(torch.equal(state[key], expected[key]) for key in expected)
 
@@ -83,7 +85,7 @@ def test_the_diffusers_file_is_of_the_cold_start_that_was_trained_on(tiny_folder
     """Whatever has become of its files."""
     folder = save_cold_start(tiny_folder, tmp_path / "cold_start")
     module = tiny_rtdmd_module(tiny_folder, folder)
-    expected = stack([read(folder), from_state_dict(adapter_state_dict(module.transformer, EMA), 2.0, EMA)])
+    expected = stack([read(folder), from_state_dict(adapter_state_dict(module.roles.transformer, EMA), 2.0, EMA)])
     shutil.rmtree(folder)
     ExportGenerator("rtdmd").on_train_end(fake_trainer(tmp_path), module)
     found = read(tmp_path / "rtdmd/pytorch_lora_weights.safetensors")

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-from rtdmd_lightning.modules.roles import EMA, GENERATOR
 from torchvision.io import read_image
 
 from rtdmd_lightning import fit
@@ -17,6 +16,7 @@ from rtdmd_lightning.callbacks.diversity import DiversitySettings
 from rtdmd_lightning.data.prompts import load_prompts
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.mixture import RewardError
+from rtdmd_lightning.roles.roles import EMA, GENERATOR
 from rtdmd_lightning.utils.errors import UserError
 from tests.support.held_out import COUNT, PROMPTS, Length
 from tests.support.tiny import write_config

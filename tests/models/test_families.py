@@ -7,8 +7,6 @@ from itertools import pairwise
 import pytest
 import torch
 from diffusers import Flux2KleinPipeline, FluxPipeline
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR, TEACHER
-from rtdmd_lightning.modules.settings import SamplerSettings
 
 from rtdmd_lightning.callbacks.export import write_adapter
 from rtdmd_lightning.models.flux import FluxBackbone
@@ -16,6 +14,8 @@ from rtdmd_lightning.models.flux2 import Flux2Backbone
 from rtdmd_lightning.modules import ACDMDModule
 from rtdmd_lightning.roles import lora
 from rtdmd_lightning.roles.inference import InferenceModel
+from rtdmd_lightning.roles.roles import EMA, FAKE_SCORE, GENERATOR, TEACHER
+from rtdmd_lightning.sampling.sampler import SamplerSettings
 from rtdmd_lightning.utils.errors import UserError
 from rtdmd_lightning.utils.randomness import SampleRandom
 from tests.support.tiny_backbones import OPTIONS, RESOLUTION, TEXT_TOKENS, module_of, tiny_backbones
@@ -56,7 +56,7 @@ def test_sampling_with_eta_zero_is_the_pipeline_with_the_same_sigmas(folders, na
     pipeline = module.backbone.pipeline_class.from_pretrained(folders[name])
     sigmas = [1.0, 0.75, 0.5, 0.25]
     theirs = call(pipeline, module.backbone, PROMPTS, latents, sigmas=sigmas, output_type="pt", guidance_scale=1.0)
-    assert pipeline.scheduler.sigmas.tolist() == pytest.approx(module.sigmas)
+    assert pipeline.scheduler.sigmas.tolist() == pytest.approx(module.sampler.sigmas)
     ours = module.generate(PROMPTS, [0, 1], seed=5, role=TEACHER)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
     assert (ours[0] - module.generate(PROMPTS[1:], [0], seed=5, role=TEACHER)[0]).abs().max() > 5e-3  # prompts matter
@@ -78,7 +78,7 @@ def test_the_teachers_guidance_is_the_pipelines(folders, name, options, forward_
     pipeline = backbone.pipeline_class.from_pretrained(folders[name])
     theirs = call(pipeline, backbone, PROMPTS, latents, sigmas=[1.0, 0.5], output_type="pt", **options)
     counted = []
-    handle = module.transformer.register_forward_pre_hook(
+    handle = module.roles.transformer.register_forward_pre_hook(
         lambda _, args, kwargs: counted.append(len(kwargs["hidden_states"])), with_kwargs=True
     )
     sigmas = backbone.sigmas([1000, 500])
@@ -88,19 +88,19 @@ def test_the_teachers_guidance_is_the_pipelines(folders, name, options, forward_
     handle.remove()
     torch.testing.assert_close(backbone.decode(latents).clamp(0, 1), theirs, rtol=0, atol=1e-4)
     assert counted == [2 * forward_passes] * 2
-    assert (velocity - module.velocity(TEACHER, latents, sigma, conditioning)).abs().max() > 1e-3
+    assert (velocity - module.roles.velocity(TEACHER, latents, sigma, conditioning)).abs().max() > 1e-3
 
 
 def test_all_roles_but_the_teacher_get_the_backbones_guidance(folders):
     module = built(folders, "flux")
     seen = {}
-    module.transformer.register_forward_pre_hook(
+    module.roles.transformer.register_forward_pre_hook(
         lambda _, args, kwargs: seen.update({module.roles.active: kwargs["guidance"].tolist()}), with_kwargs=True
     )
     conditioning = module.embed(PROMPTS, CPU)
     latents = torch.zeros(2, *module.backbone.latent_shape())
     for role in (GENERATOR, FAKE_SCORE, EMA):
-        module.velocity(role, latents, 0.5, conditioning)
+        module.roles.velocity(role, latents, 0.5, conditioning)
     module.teacher_velocity(latents, 0.5, conditioning, 2.0)
     assert seen == {(GENERATOR,): [1.0, 1.0], (FAKE_SCORE,): [1.0, 1.0], (EMA,): [1.0, 1.0], (): [2.0, 2.0]}
 
@@ -112,7 +112,7 @@ def test_a_generator_that_has_not_learnt_yet_is_the_base_under_the_backbones_gui
     latents = torch.randn(2, *module.backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
     teachers = {scale: module.teacher_velocity(latents, 0.5, conditioning, scale) for scale in (1.0, 3.5)}
     torch.testing.assert_close(
-        module.velocity(GENERATOR, latents, 0.5, conditioning), teachers[guidance], rtol=0, atol=0
+        module.roles.velocity(GENERATOR, latents, 0.5, conditioning), teachers[guidance], rtol=0, atol=0
     )
     assert (teachers[3.5] - teachers[1.0]).abs().max() > 1e-3
 
@@ -151,16 +151,16 @@ def test_gradient_checkpointing_gives_the_same_gradients(folders, name):
     gradients = []
     for checkpointing in (False, True):
         module = built(folders, name, backbone={"gradient_checkpointing": checkpointing})
-        for base in module.bases:
+        for base in module.roles.bases:
             base.train()
         latents = torch.randn(2, *module.backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
-        loss = module.velocity(GENERATOR, latents, 0.5, module.embed(PROMPTS, CPU)).square().mean()
+        loss = module.roles.velocity(GENERATOR, latents, 0.5, module.embed(PROMPTS, CPU)).square().mean()
         with torch.no_grad():
-            module.velocity(FAKE_SCORE, latents, 0.5, module.embed(PROMPTS, CPU))
+            module.roles.velocity(FAKE_SCORE, latents, 0.5, module.embed(PROMPTS, CPU))
         with module.roles.role(GENERATOR):
             loss.backward()
-        assert all(parameter.grad is None for parameter in module.parameters_of(FAKE_SCORE))
-        gradients.append([parameter.grad for parameter in module.parameters_of(GENERATOR)])
+        assert all(parameter.grad is None for parameter in module.roles.parameters_of(FAKE_SCORE))
+        gradients.append([parameter.grad for parameter in module.roles.parameters_of(GENERATOR)])
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-7)
 
 
@@ -168,7 +168,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(folders, name):
 def test_the_exported_adapter_makes_the_students_images_in_the_stock_pipeline(folders, name, tmp_path):
     module = built(folders, name, sampler=SamplerSettings(eta=0.0))
     backbone = module.backbone
-    write_adapter(lora.adapter_state_dict(module.base_of(EMA), EMA), tmp_path, backbone, module.lora)
+    write_adapter(lora.adapter_state_dict(module.roles.base_of(EMA), EMA), tmp_path, backbone, module.lora)
     pipeline = backbone.pipeline_class.from_pretrained(folders["flux2_distilled" if "two" in name else name])
     latents = SampleRandom(5, [0, 1], CPU).normal("start", backbone.latent_shape())
     options = {"sigmas": [1.0, 0.75, 0.5, 0.25], "output_type": "pt", "guidance_scale": 1.0}

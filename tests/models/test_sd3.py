@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
-from rtdmd_lightning.modules.settings import SamplerSettings
 
+from rtdmd_lightning.sampling.sampler import SamplerSettings
 from rtdmd_lightning.utils.errors import UserError
 from rtdmd_lightning.utils.randomness import SampleRandom
 from tests.support.tiny import tiny_backbone, tiny_module
@@ -28,7 +28,7 @@ def test_sampling_with_eta_zero_is_the_pipeline_with_the_same_sigmas(sampler, ti
         max_sequence_length=1,
         output_type="pt",
     ).images
-    assert pipeline.scheduler.sigmas.tolist() == pytest.approx(module.sigmas)
+    assert pipeline.scheduler.sigmas.tolist() == pytest.approx(module.sampler.sigmas)
     ours = module.generate(prompts, [0, 1], seed=5, role="teacher")
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 

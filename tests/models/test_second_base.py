@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR, TEACHER
 
 from rtdmd_lightning.modules import ACDMDModule
 from rtdmd_lightning.roles import lora
+from rtdmd_lightning.roles.roles import EMA, FAKE_SCORE, GENERATOR, TEACHER
 from tests.support.tiny_backbones import module_of, tiny_backbones
 
 LEVEL = 0.6
@@ -33,23 +33,23 @@ def test_every_role_starts_from_its_own_weights(backbone):
     assert (klein_base - distilled).abs().max() > 0.1
     for role, expected in ((TEACHER, klein_base), (FAKE_SCORE, klein_base), (GENERATOR, distilled), (EMA, distilled)):
         torch.testing.assert_close(
-            module.velocity(role, latents, LEVEL, conditioning), expected, rtol=0, atol=0, msg=role
+            module.roles.velocity(role, latents, LEVEL, conditioning), expected, rtol=0, atol=0, msg=role
         )
 
 
 def test_without_a_base_of_its_own_the_generator_starts_from_the_teachers(folders):
     module = module_of(tiny_backbones(folders)["flux2"], move_adapters=False)
-    assert module.generator_base is None and module.bases == [module.transformer]
+    assert module.roles.generator_base is None and module.bases == [module.roles.transformer]
     latents, conditioning = inputs(module)
-    teacher = module.velocity(TEACHER, latents, LEVEL, conditioning)
-    torch.testing.assert_close(module.velocity(GENERATOR, latents, LEVEL, conditioning), teacher, rtol=0, atol=0)
+    teacher = module.roles.velocity(TEACHER, latents, LEVEL, conditioning)
+    torch.testing.assert_close(module.roles.velocity(GENERATOR, latents, LEVEL, conditioning), teacher, rtol=0, atol=0)
 
 
 def test_an_adapter_exists_only_where_its_roles_run(backbone):
     module = module_of(backbone)
     for base, present, absent in (
-        (module.transformer, (FAKE_SCORE,), (GENERATOR, EMA)),
-        (module.generator_base, (GENERATOR, EMA), (FAKE_SCORE,)),
+        (module.roles.transformer, (FAKE_SCORE,), (GENERATOR, EMA)),
+        (module.roles.generator_base, (GENERATOR, EMA), (FAKE_SCORE,)),
     ):
         assert all(lora.adapter_parameters(base, name) for name in present)
         assert not any(lora.adapter_parameters(base, name) for name in absent)
@@ -57,7 +57,7 @@ def test_an_adapter_exists_only_where_its_roles_run(backbone):
 
 def test_what_trains_is_the_same_set_in_every_role(backbone):
     module = module_of(backbone)
-    expected = {id(parameter) for role in (GENERATOR, FAKE_SCORE) for parameter in module.parameters_of(role)}
+    expected = {id(parameter) for role in (GENERATOR, FAKE_SCORE) for parameter in module.roles.parameters_of(role)}
     for role in (GENERATOR, FAKE_SCORE, TEACHER, EMA):
         with module.roles.role(role):
             assert {id(parameter) for parameter in module.parameters() if parameter.requires_grad} == expected
@@ -66,7 +66,7 @@ def test_what_trains_is_the_same_set_in_every_role(backbone):
 def test_a_checkpoint_holds_all_adapters_and_no_base_and_restores_every_role(backbone, folders):
     module = module_of(backbone)
     state = module.state_dict()
-    assert len(state) == sum(len(module.parameters_of(role)) for role in (GENERATOR, FAKE_SCORE, EMA))
+    assert len(state) == sum(len(module.roles.parameters_of(role)) for role in (GENERATOR, FAKE_SCORE, EMA))
     fresh = module_of(tiny_backbones(folders)["flux2_two_bases"], move_adapters=False)
     fresh.load_state_dict(state)
     latents, conditioning = inputs(module)
@@ -77,14 +77,14 @@ def test_a_checkpoint_holds_all_adapters_and_no_base_and_restores_every_role(bac
 
 def test_the_adapter_files_keys_are_those_of_a_bare_transformer(backbone, folders, tmp_path):
     module = module_of(backbone)
-    state = lora.adapter_state_dict(module.base_of(EMA), EMA)
+    state = lora.adapter_state_dict(module.roles.base_of(EMA), EMA)
     shared = module_of(tiny_backbones(folders)["flux2"])
     assert state.keys() == lora.adapter_state_dict(shared.base_of(EMA), EMA).keys()
     path = tmp_path / "generator_ema.pt"
     torch.save(state, path)
     started = module_of(tiny_backbones(folders)["flux2_two_bases"], move_adapters=False, initial_adapter=str(path))
     latents, conditioning = inputs(module)
-    expected = module.velocity(EMA, latents, LEVEL, conditioning)
+    expected = module.roles.velocity(EMA, latents, LEVEL, conditioning)
     for role in (GENERATOR, EMA):
         torch.testing.assert_close(started.velocity(role, latents, LEVEL, conditioning), expected, rtol=0, atol=1e-5)
 
@@ -109,7 +109,7 @@ def test_adapters_under_the_trained_ones_lie_in_the_base_of_their_roles(backbone
     first = module_of(backbone)
     files = {role: str(tmp_path / f"{role}.pt") for role in (GENERATOR, FAKE_SCORE)}
     for role, path in files.items():
-        torch.save(lora.adapter_state_dict(first.base_of(role), role), path)
+        torch.save(lora.adapter_state_dict(first.roles.base_of(role), role), path)
     second = Stacked(tiny_backbones(folders)["flux2_two_bases"], 2, (3.0, 3.0), files=files, lora=first.lora)
     second.configure_model()
     latents, conditioning = inputs(first)

@@ -7,15 +7,14 @@ import pytest
 import torch
 import yaml
 from peft.tuners.lora import LoraLayer
-from rtdmd_lightning.modules.core import DistillationModule
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
 
 from rtdmd_lightning import fit
 from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE, GENERATOR_FILE
-from rtdmd_lightning.modules.rtdmd import COLD_START, COLD_START_FAKE
+from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.objectives import clean_from_velocity
 from rtdmd_lightning.roles.lora import adapter_parameters, adapter_state_dict
+from rtdmd_lightning.roles.roles import COLD_START, COLD_START_FAKE, EMA, FAKE_SCORE, GENERATOR
 from tests.support.tiny import STRATEGIES, load_checkpoint, write_config
 from tests.support.tiny_backbones import family_config, module_of, tiny_backbones
 from tests.support.tiny_rtdmd import save_cold_start_of, write_rtdmd_config
@@ -31,7 +30,7 @@ class Run:
 
     stage: str
     name: str
-    module: DistillationModule
+    module: FewStepModule
     logged: dict
     folder: Path
     ran: set[tuple[int, tuple[str, ...]]]
@@ -85,7 +84,7 @@ def single(request, folders, tmp_path_factory):
 
 def bases(run):
     """The teacher's transformer and the generator's: only FLUX.2's are two."""
-    theirs, own = run.module.transformer, run.module.generator_base
+    theirs, own = run.module.roles.transformer, run.module.roles.generator_base
     assert (own is None) == (run.name != "flux2_two_bases")
     return theirs, theirs if own is None else own
 
@@ -139,14 +138,14 @@ def test_the_rewards_gradient_through_decoder_and_generator_is_its_slope(single)
     """Along the gradient the reward rises by the gradient's norm, by central differences."""
     module, device = single.module, torch.device("cpu")
     batch = PromptBatch(["a red circle", "two blue crosses"], [{}, {}], [0, 1])
-    conditioning, sigma = module.embed(batch.prompts, device), module.sigmas[-2]
+    conditioning, sigma = module.embed(batch.prompts, device), module.sampler.sigmas[-2]
     state = torch.randn(2, *module.backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
 
     def reward():
-        sample = clean_from_velocity(state, module.velocity(GENERATOR, state, sigma, conditioning), sigma=sigma)
-        return module.differentiable_reward(sample, batch).mean()
+        sample = clean_from_velocity(state, module.roles.velocity(GENERATOR, state, sigma, conditioning), sigma=sigma)
+        return module.reward_backprop.reward(sample, batch).mean()
 
-    parameters = module.parameters_of(GENERATOR)
+    parameters = module.roles.parameters_of(GENERATOR)
     gradient = torch.autograd.grad(reward(), parameters)
     norm = float(torch.nn.utils.get_total_norm(gradient))
     rewards, length = [], 1e-3

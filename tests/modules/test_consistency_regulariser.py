@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from rtdmd_lightning.modules.settings import Consistency
 
+from rtdmd_lightning.losses import Consistency
 from rtdmd_lightning.sampling.structures import ExecutedStep, Subinterval
 from rtdmd_lightning.utils.randomness import SampleRandom
 from tests.support.known import COS, SIN, KnownDraws, cps_mean, linear, per_sample, randn, renoised, with_fields
@@ -51,7 +51,7 @@ def test_the_fake_scores_loss_gains_the_product_of_the_two_differences(tiny_fold
         module, conditioning = setting(tiny_folder, weight=factor, transition=kind, samples=samples, moves=moves)
         with_fields(module, fake_score=linear(slope))
         draws = KnownDraws([UNIFORM, *DELTAS[:moves]], [z, *noises])
-        values.append(module.fake_matching_loss(boundary(x), conditioning, draws, "update"))
+        values.append(module.fake_score_loss(boundary(x), conditioning, draws, "update"))
     regulariser = values[1] - values[0]
 
     start, _, x_t = renoised(x, S, UNIFORM, z)
@@ -81,7 +81,7 @@ def test_the_branches_move_with_independent_noise(tiny_folder, moves):
     random = SampleRandom(0, list(range(count)), CPU)
     drawn = module.renoise_from(randn(count, 1), 0.0, random, "update")
     interval = replace(drawn, sigma_end=torch.full((count,), 0.9))  # high enough for every move to end above 0
-    module.consistency_regulariser(interval, torch.zeros_like(interval.end), conditioning, random, "update")
+    module.fake_score_loss.consistency(interval, torch.zeros_like(interval.end), conditioning, random, "update")
 
     states = [torch.cat([interval.end] * 2), *(latents for latents, _ in seen)]
     assert len(seen) == moves
@@ -105,7 +105,7 @@ def test_both_branches_go_down_to_one_level_drawn_per_sample(tiny_folder):
     start = torch.full((count,), 0.9)
     x = randn(count, 1)
     interval = Subinterval(x, 0.0, x, start, x)
-    module.consistency_regulariser(interval, x, conditioning, SampleRandom(0, range(count), CPU), "update")
+    module.fake_score_loss.consistency(interval, x, conditioning, SampleRandom(0, range(count), CPU), "update")
     one, other = levels[0].flatten().chunk(2)
     assert torch.equal(one, other)
     deltas = 1000 * (start - one)

@@ -3,9 +3,9 @@
 import math
 
 import pytest
-from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR, TEACHER
-from rtdmd_lightning.modules.settings import Consistency
 
+from rtdmd_lightning.losses import Consistency
+from rtdmd_lightning.roles.roles import FAKE_SCORE, GENERATOR, TEACHER
 from tests.support.known import count_passes
 from tests.support.tiny import tiny_module, train
 
@@ -31,7 +31,7 @@ def test_forward_passes_of_whole_cycles(tiny_folder, options):
     """Counted by role, and at the transformer itself: nothing runs beside them."""
     module = tiny_module(tiny_folder, batch_size=B, **options)
     counts, seen = count_passes(module), []
-    module.transformer.register_forward_pre_hook(
+    module.roles.transformer.register_forward_pre_hook(
         lambda _, args, inputs: seen.append(len(inputs["hidden_states"])), with_kwargs=True
     )
     train(module, CYCLES)
@@ -71,11 +71,11 @@ def test_every_update_is_at_the_boundary_and_on_the_samples_of_its_plan(tiny_fol
     watch("fake_matching_loss")
     watch("generator_matching_loss")
     train(module, CYCLES)
-    expected, size = [], module.groups_per_step * B
+    expected, size = [], module.batches_per_step * B
     for cycle in range(CYCLES):
         fake_updates, generator_update = module.plan(cycle)
         for update in [*fake_updates, generator_update]:
             name = "generator_matching_loss" if update is generator_update else "fake_matching_loss"
             first = cycle * size + update.group * B
-            expected.append((name, module.sigmas[update.stop], [first, first + 1]))
+            expected.append((name, module.sampler.sigmas[update.stop], [first, first + 1]))
     assert seen == expected

@@ -4,10 +4,10 @@ from collections import Counter
 
 import pytest
 import torch
-from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR, TEACHER
-from rtdmd_lightning.modules.settings import Consistency
 
+from rtdmd_lightning.losses import Consistency
 from rtdmd_lightning.modules.ac_dmd import Update
+from rtdmd_lightning.roles.roles import FAKE_SCORE, GENERATOR, TEACHER
 from rtdmd_lightning.utils.randomness import SampleRandom
 from tests.support.tiny import tiny_module
 
@@ -70,7 +70,7 @@ def test_generator_update(tiny_folder, guidance_scale, teacher):
 @pytest.mark.parametrize(("ratio", "groups"), [(1, 1), (4, 1), (5, 2), (10, 3)])
 def test_with_reuse_a_cycle_uses_every_boundary_at_most_once(tiny_folder, ratio, groups):
     module = tiny_module(tiny_folder, fake_update_ratio=ratio)
-    assert module.groups_per_step == groups
+    assert module.batches_per_step == groups
     for cycle in range(20):
         fake_updates, generator_update = module.plan(cycle)
         assert len(fake_updates) == len(set(fake_updates)) == ratio

@@ -1,15 +1,19 @@
 """Stage 1: one cycle (three fake-score updates, one generator update) equals the authors' trainer's, draw for draw."""
 
+import copy
+
 import pytest
 import torch
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
-from rtdmd_lightning.modules.settings import Consistency, EMASettings, SamplerSettings
 
 from rtdmd_lightning.data.stream import PromptBatch
-from rtdmd_lightning.modules import ACDMDModule, ac_dmd, matching
+from rtdmd_lightning.losses import Consistency, matching
+from rtdmd_lightning.modules import ACDMDModule
 from rtdmd_lightning.modules.ac_dmd import Update
+from rtdmd_lightning.modules.optimization import EMASettings
 from rtdmd_lightning.objectives import renoise_scale
 from rtdmd_lightning.roles.lora import LoraSettings
+from rtdmd_lightning.roles.roles import EMA, FAKE_SCORE, GENERATOR
+from rtdmd_lightning.sampling.sampler import SamplerSettings
 from tests.support.golden_updates import (
     FOLDER,
     LAYOUT,
@@ -71,18 +75,18 @@ def run(golden, monkeypatch):
                 return recorded_draw(golden, f"{name}/draw", RENOISE_DRAWS[purpose.removeprefix(begin)], row)
         return recorded_draw(golden, f"{name}/draw", purpose.replace(" ", "_"), row)
 
-    monkeypatch.setattr(ac_dmd, "SampleRandom", lambda seed, indices, device: Recorded(find, indices))
+    monkeypatch.setattr(module, "random_of", lambda batch: Recorded(find, batch.indices))
     plan = [Update(min(number, 2), update["stop"]) for number, update in enumerate(updates)]
-    assert updates[2]["prompt_rows"] == updates[3]["prompt_rows"] and module.plan(0)[1].group == 2
+    assert updates[2]["prompt_rows"] == updates[3]["prompt_rows"] and module.plan(0)[1].batch == 2
     monkeypatch.setattr(module, "plan", lambda cycle: (plan[:3], plan[3]))
 
     spy, steps = Spy(monkeypatch), Steps(module, monkeypatch)
-    spy.on(module, "roll_out_to", "update")
-    spy.on(ac_dmd, "cps_step")
-    kept = matching.cps_step  # the generator's last step is taken in the other file
-    spy.calls["last_step"] = spy.calls.pop("cps_step")
-    monkeypatch.setattr(matching, "cps_step", kept)
-    spy.on(matching, "cps_step", "renoise", "fake_score_loss", "consistency_loss", "consistency_target_level")
+    spy.on(module, "roll_out_to", "last_step")
+    spy.on(module.optimize, "update")
+    monkeypatch.setattr(module.fake_score_loss, "sampler", copy.copy(module.sampler))
+    monkeypatch.setattr(module.matching_loss, "sampler", module.fake_score_loss.sampler)
+    spy.on(module.fake_score_loss.sampler, "step")  # not that of the rollouts
+    spy.on(matching, "renoise", "fake_score_loss", "consistency_loss", "consistency_target_level")
     spy.on(matching, "distribution_matching_loss")
 
     prompts = [golden.told["prompts"][row] for update in updates[:3] for row in update["prompt_rows"]]
@@ -109,7 +113,7 @@ def test_prompts_are_embedded_as_theirs(golden, cycle):
 
 
 def test_levels_of_the_schedule(golden, cycle):
-    close(torch.tensor(cycle[0].sigmas), torch.tensor(golden.constants["sigmas"]))
+    close(torch.tensor(cycle[0].sampler.sigmas), torch.tensor(golden.constants["sigmas"]))
 
 
 @pytest.mark.parametrize("number", range(4))
@@ -120,9 +124,9 @@ def test_rollouts(golden, cycle, number):
     states = golden[f"{name}/rollout_states"]
     close(torch.stack(trajectory.states[: states.shape[1]], dim=1), states)
     if name == "generator":
-        (args, _, reached), *more = spy.calls["last_step"]
-        assert not more
-        close(args[1], golden[f"{name}/last_velocity"])
+        (step,) = spy.results("last_step")
+        close(step.velocity, golden[f"{name}/last_velocity"])
+        reached = step.next_state
     else:
         close(trajectory.velocities[-1], golden[f"{name}/last_velocity"])
         reached = trajectory.samples
@@ -148,7 +152,7 @@ def test_fake_score_losses(golden, cycle, number):
     name, told = FAKES[number], told_of(golden, FAKES[number])
     close(spy.first("fake_score_loss")[number], golden[f"{name}/velocity_at_x_t"])
     close(1000 * spy.results("consistency_target_level")[number], golden[f"{name}/branch_timestep"])
-    for branch, moved in enumerate(spy.results("cps_step")[number].chunk(2), start=1):
+    for branch, moved in enumerate(spy.results("step")[number].chunk(2), start=1):
         close(moved, golden[f"{name}/branch_{branch}/x"])
     close(spy.results("fake_score_loss")[number], told["ambient"])
     close(spy.results("consistency_loss")[number], told["consistency"])
@@ -161,7 +165,7 @@ def test_generator_loss(golden, cycle):
     _, spy, _ = cycle
     told = told_of(golden, "generator")
     for call, role in ((3, "teacher"), (4, "fake")):
-        args, _, back = spy.calls["cps_step"][call]
+        args, _, back = spy.calls["step"][call]
         close(args[1], golden[f"generator/{role}_velocity"])
         close(back, golden[f"generator/x_s_{role}"])
     (_, loss), *_ = spy.calls["update"][3]

@@ -4,23 +4,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
-from rtdmd_lightning.modules.settings import (
-    Consistency,
-    EMASettings,
-    FinalStepSettings,
-    PolicySettings,
-    SamplerSettings,
-)
 
 from rtdmd_lightning.data.rollout import Rollout
 from rtdmd_lightning.data.stream import PromptBatch
-from rtdmd_lightning.modules import RTDMDModule, matching, reinforcement, rtdmd
+from rtdmd_lightning.losses import Consistency, FinalStepSettings, PolicySettings, matching, policy, reward_backprop
+from rtdmd_lightning.modules import RTDMDModule, explorer, rtdmd
 from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE, GENERATOR_FILE
+from rtdmd_lightning.modules.optimization import EMASettings
 from rtdmd_lightning.objectives import group_advantages
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.mixture import RewardMixture
 from rtdmd_lightning.roles.lora import LoraSettings
+from rtdmd_lightning.roles.roles import EMA, FAKE_SCORE, GENERATOR
+from rtdmd_lightning.sampling.sampler import SamplerSettings
 from tests.support.golden_updates import (
     LAYOUT,
     OF_CHANGES,
@@ -144,11 +140,11 @@ def run(golden, cold_start, case, monkeypatch):
         return torch.stack([recorded_draw(golden, "draw", f"step_{step}", row) for row in rows])
 
     monkeypatch.setattr(module, "random_of", lambda batch: Recorded(find, batch.indices))
-    monkeypatch.setattr(module, "chosen_steps", lambda epoch: golden.told["trained_steps"])
-    monkeypatch.setattr(rtdmd, "shared_noise", shared_noise)
+    monkeypatch.setattr(PolicySettings, "choose", lambda *_: golden.told["trained_steps"])
+    monkeypatch.setattr(explorer, "shared_noise", shared_noise)
     order = golden["draw/permutation"].view(golden.told["micro_batches"], -1)
     monkeypatch.setattr(rtdmd, "shuffled", lambda parts, generator: [Rollout.cat(parts).at(r.tolist()) for r in order])
-    with_advantages, seen = rtdmd.with_advantages, {}
+    with_advantages, seen = explorer.with_advantages, {}
 
     def displaced(rollouts, *args, **kwargs):
         """What lies between the advantages and the training of the stale cases."""
@@ -164,16 +160,19 @@ def run(golden, cold_start, case, monkeypatch):
         ]
         return [replace(part, log_probs=old) for part, old in zip(rollouts, stale, strict=True)], rewards
 
-    monkeypatch.setattr(rtdmd, "with_advantages", displaced)
+    monkeypatch.setattr(explorer, "with_advantages", displaced)
     averages = []
-    update_ema = module.update_ema
+    move_average = module.move_average
     monkeypatch.setattr(
-        module, "update_ema", lambda moves: update_ema(moves) or averages.append(adapter_of(module, EMA))
+        module, "move_average", lambda moves: move_average(moves) or averages.append(adapter_of(module, EMA))
     )
     spy, steps = Spy(monkeypatch), Steps(module, monkeypatch)
-    spy.on(module, "backward_in", "sample")
-    spy.on(matching, "fake_score_loss", "consistency_loss", "cps_step", "distribution_matching_loss")
-    spy.on(reinforcement, "cps_log_prob", "cps_kl", "reward_hinge_loss")
+    spy.on(module.optimize, "backward")
+    spy.on(module.explore, "sample")
+    spy.on(matching, "fake_score_loss", "consistency_loss", "distribution_matching_loss")
+    spy.on(module.sampler, "log_prob")
+    spy.on(policy, "step_kl")
+    spy.on(reward_backprop, "reward_hinge_loss")
     train_on(module, PromptBatch(prompts, [{} for _ in prompts], list(range(len(prompts)))))
     return module, spy, steps, seen, averages
 
@@ -215,7 +214,7 @@ def test_the_fake_score(golden, case):
     losses = {"ambient": "fake_score_loss", "consistency": "consistency_loss"}
     for name, function in losses.items():
         close(torch.stack(spy.results(function)).mean(), told[name])
-    total = sum(args[1] for args, _, _ in spy.calls["backward_in"] if args[0] == FAKE_SCORE)
+    total = sum(args[1] for args, _, _ in spy.calls["backward"] if args[0] == FAKE_SCORE)
     close(total, told["loss"])
     close(steps.norms[FAKE_SCORE][0], told["gradient_norm"], OF_PARAMETERS)
     close(steps.gradients[FAKE_SCORE][0], golden["fake/gradient"], OF_PARAMETERS)
@@ -228,7 +227,7 @@ def test_the_parts_of_the_generators_loss(golden, case):
     """Term by term, by micro-batch and step, as they are back-propagated; and their sum."""
     name, module, spy, *_ = case
     told = golden.told["cases"][name]
-    ours = [args[1] for args, _, _ in spy.calls["backward_in"] if args[0] == GENERATOR]
+    ours = [args[1] for args, _, _ in spy.calls["backward"] if args[0] == GENERATOR]
     stochastic = [part for part in told["parts"] if part["step"] != golden.told["last_step"]]
     final = [part for part in told["parts"] if part["step"] == golden.told["last_step"]]
     for loss, part in zip(ours, [*stochastic, *final], strict=True):
@@ -243,7 +242,7 @@ def test_the_parts_of_the_generators_loss(golden, case):
         close(module.final_step.matching_weight * matching_loss, part["matching_weighted"])
         close(module.final_step.reward_weight * hinge, part["hinge_weighted"])
     if told["kl_weight"]:
-        for kl, part in zip(spy.results("cps_kl"), stochastic, strict=True):
+        for kl, part in zip(spy.results("step_kl"), stochastic, strict=True):
             close(kl.mean(), part["kl"])
 
 
@@ -251,7 +250,7 @@ def test_ratios_rewards_and_pulls_by_sample(golden, case):
     name, module, spy, *_ = case
     steps = golden.told["trained_steps"]
     batches = golden.told["micro_batches"]
-    of_training = spy.results("cps_log_prob")[-batches * len(steps) :]
+    of_training = spy.results("log_prob")[-batches * len(steps) :]
     by_step = [by_sample(golden, of_training[number :: len(steps)]) for number in range(len(steps))]
     log_prob = torch.stack(by_step, dim=1)
     close(log_prob, golden[f"case/{name}/log_prob"])

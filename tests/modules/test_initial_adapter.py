@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
 
 from rtdmd_lightning.modules import ACDMDModule
 from rtdmd_lightning.roles import writing
 from rtdmd_lightning.roles.adapter import SCALE_KEY
 from rtdmd_lightning.roles.lora import LoraSettings, adapter_state_dict
 from rtdmd_lightning.roles.reading import from_state_dict
+from rtdmd_lightning.roles.roles import EMA, FAKE_SCORE, GENERATOR
 from rtdmd_lightning.utils.errors import UserError
 from tests.support.tiny import tiny_backbone, tiny_module
 
@@ -21,7 +21,7 @@ def source(tiny_folder):
 
 
 def written(module, to, folder):
-    adapter = from_state_dict(adapter_state_dict(module.transformer, EMA), module.lora.scale, "a test")
+    adapter = from_state_dict(adapter_state_dict(module.roles.transformer, EMA), module.lora.scale, "a test")
     if to == "published":
         writing.write_published(adapter, folder)
     elif to == "peft":
@@ -45,9 +45,9 @@ def test_generator_and_average_start_where_the_file_ends(to, source, tiny_folder
     module = started(tiny_backbone(tiny_folder), written(source, to, tmp_path))
     expected = adapter_state_dict(source.transformer, EMA)
     for role in (GENERATOR, EMA):
-        state = adapter_state_dict(module.transformer, role)
+        state = adapter_state_dict(module.roles.transformer, role)
         assert state.keys() == expected.keys() and all(torch.equal(state[key], expected[key]) for key in expected)
-    fake_score = adapter_state_dict(module.transformer, FAKE_SCORE)
+    fake_score = adapter_state_dict(module.roles.transformer, FAKE_SCORE)
     assert all(value.abs().max() == 0 for key, value in fake_score.items() if "lora_B" in key)
     images = [one.generate(["a red circle"], [0], seed=0) for one in (source, module)]
     assert torch.equal(*images)

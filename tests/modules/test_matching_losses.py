@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from rtdmd_lightning.modules.settings import Consistency
 
+from rtdmd_lightning.losses import Consistency
 from rtdmd_lightning.sampling.structures import ExecutedStep
 from rtdmd_lightning.utils.randomness import SampleRandom
 from tests.support.known import (
@@ -46,7 +46,9 @@ def with_constant_pull(module):
 def a_step(module, stop, *, next_state=None, velocity=None):
     """An executed step of arbitrary tensors: the losses must take each of them from where METHOD says."""
     state, velocity = randn(B, 1), randn(B, 2) if velocity is None else velocity
-    return ExecutedStep(module.sigmas[stop - 1], module.sigmas[stop], state, velocity, randn(B, 3), next_state)
+    return ExecutedStep(
+        module.sampler.sigmas[stop - 1], module.sampler.sigmas[stop], state, velocity, randn(B, 3), next_state
+    )
 
 
 @pytest.mark.parametrize("normalizer", ["paper", "noise_free"])
@@ -55,7 +57,7 @@ def test_the_gradient_at_x_s_is_the_documented_pull(tiny_folder, stop, normalize
     """`g = -c·(F - T)/norm` with METHOD's `c = t(1-s) - s(1-t)·cos(ηπ/2)`, and T the guided teacher."""
     module, conditioning = setting(tiny_folder, normalizer=normalizer)
     with_constant_pull(module)
-    x, z, z_back, s = randn(B, 4).requires_grad_(), randn(B, 5), randn(B, 6), module.sigmas[stop]
+    x, z, z_back, s = randn(B, 4).requires_grad_(), randn(B, 5), randn(B, 6), module.sampler.sigmas[stop]
     step = a_step(module, stop, next_state=x)
     draws = KnownDraws([UNIFORM], [z, z_back])
     loss = module.generator_matching_loss(step, conditioning, draws, GUIDANCE, "update")
@@ -110,9 +112,9 @@ def test_the_fake_score_learns_the_velocity_of_the_renoised_samples(tiny_folder,
     """`mean(clamp(1/σ_ts², 0, 10)·σ_ts²·(F - u)²)`, with u of the option."""
     module, conditioning = setting(tiny_folder, fake_target=target, consistency=Consistency(weight=0))
     with_fields(module, fake_score=linear(0.3))
-    x, z, s = randn(B, 4), randn(B, 5), module.sigmas[stop]
+    x, z, s = randn(B, 4), randn(B, 5), module.sampler.sigmas[stop]
     step = a_step(module, stop, next_state=x)
-    loss = module.fake_matching_loss(step, conditioning, KnownDraws([UNIFORM], [z]), "update")
+    loss = module.fake_score_loss(step, conditioning, KnownDraws([UNIFORM], [z]), "update")
 
     t, width, x_t = renoised(x, s, UNIFORM, z)
     if target == "ambient":

@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 import torch
-from rtdmd_lightning.modules.roles import SHARDED_KEY
 
 from rtdmd_lightning import fit
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.modules.origin import ORIGIN_KEY
+from rtdmd_lightning.modules.training import SHARDED_KEY
 from rtdmd_lightning.utils.errors import UserError
 from tests.support.runs import refused
 from tests.support.tiny import STRATEGIES, write_config

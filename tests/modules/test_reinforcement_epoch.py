@@ -4,12 +4,13 @@ from itertools import product
 
 import pytest
 import torch
-from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR, TEACHER
-from rtdmd_lightning.modules.settings import FinalStepSettings, OptimizerSettings, PolicySettings
 
 from rtdmd_lightning.data.rollout import Rollout
 from rtdmd_lightning.data.stream import PromptBatch
+from rtdmd_lightning.losses import FinalStepSettings, PolicySettings
+from rtdmd_lightning.modules.optimization import OptimizerSettings
 from rtdmd_lightning.rewards.mixture import RewardMixture
+from rtdmd_lightning.roles.roles import FAKE_SCORE, GENERATOR, TEACHER
 from tests.support.known import count_passes
 from tests.support.tiny import train
 from tests.support.tiny_rtdmd import Redness, RednessOfCircles, save_cold_start, tiny_rtdmd_module
@@ -51,8 +52,8 @@ def test_one_epoch_raises_the_reward(tiny_folder, cold_start, policy, reward_wei
 
 
 def reward_of(module, batch):
-    _, _, images = module.sample(batch, 0, range(3))
-    return float(module.score(images, batch)["redness"].mean())
+    _, _, images = module.explore.sample(batch, 0, range(3))
+    return float(module.explore.score(images, batch)["redness"].mean())
 
 
 def test_the_generators_gradient_is_the_mean_over_samples_with_an_advantage(tiny_folder, cold_start):
@@ -99,7 +100,7 @@ def compare_gradients(module, counts):
     """Train an epoch whose gradient must be the one worked out by sample; returns how many samples of each micro-batch had an
     advantage. `counts` are left as the epoch alone makes them."""
     kept, gradients = [], {}
-    update_generator, step_optimizer = module.update_generator, module.step_optimizer
+    update_generator, step_optimizer = module.update_generator, module.optimize.step
 
     def watched_update(rollouts, epoch, chosen):
         kept.extend(int((rollout.advantages != 0).sum()) for rollout in rollouts)
@@ -111,10 +112,10 @@ def compare_gradients(module, counts):
 
     def watched_step(role):
         if role == GENERATOR:
-            gradients["actual"] = flat(p.grad for p in module.parameters_of(GENERATOR))
+            gradients["actual"] = flat(p.grad for p in module.roles.parameters_of(GENERATOR))
         return step_optimizer(role)
 
-    module.update_generator, module.step_optimizer = watched_update, watched_step
+    module.update_generator, module.optimize.step = watched_update, watched_step
     train(module)
     assert gradients["expected"].norm() > 1e-2
     torch.testing.assert_close(gradients["actual"], gradients["expected"], rtol=1e-3, atol=1e-6)
@@ -133,9 +134,9 @@ def gradient_by_sample(module, rollouts, epoch, chosen):
         log_probs = {step: values[rows] for step, values in rollout.log_probs.items()}
         alone = Rollout(rollout.batch[rows], states, log_probs, {}, rollout.advantages[rows])
         if final:
-            total = total + module.final_step_loss(alone, [0], module.draw_guidance(epoch))
-        total = total + sum(module.policy_loss(alone, step) for step in chosen)
-    parameters = module.parameters_of(GENERATOR)
+            total = total + module.final_loss(alone, [0], module.matching.draw_guidance(module.seed, epoch))
+        total = total + sum(module.stochastic_loss(alone, step) for step in chosen)
+    parameters = module.roles.parameters_of(GENERATOR)
     return flat(torch.autograd.grad(total / (kept * (len(chosen) + final)), parameters, materialize_grads=True))
 
 
@@ -155,10 +156,10 @@ class Indifferent(Redness):
 def test_an_epoch_without_any_advantage_leaves_the_generator_as_it_is(tiny_folder, cold_start):
     """And ends: the fake score is trained, the epoch counts."""
     module = tiny_rtdmd_module(tiny_folder, cold_start, rewards=only(Indifferent()))
-    before = {role: flat(module.parameters_of(role)) for role in (GENERATOR, FAKE_SCORE)}
+    before = {role: flat(module.roles.parameters_of(role)) for role in (GENERATOR, FAKE_SCORE)}
     counts = count_passes(module)
     trainer = train(module)
     assert trainer.global_step == 1 and trainer.callback_metrics["policy/kept_samples"] == 0
-    assert torch.equal(flat(module.parameters_of(GENERATOR)), before[GENERATOR])
-    assert not torch.equal(flat(module.parameters_of(FAKE_SCORE)), before[FAKE_SCORE])
+    assert torch.equal(flat(module.roles.parameters_of(GENERATOR)), before[GENERATOR])
+    assert not torch.equal(flat(module.roles.parameters_of(FAKE_SCORE)), before[FAKE_SCORE])
     assert counts == {(GENERATOR, False): 4 * 16, (FAKE_SCORE, True): 3 * 16}

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from rtdmd_lightning.modules.settings import FinalStepSettings, PolicySettings
 
 from rtdmd_lightning.data.rollout import Rollout
 from rtdmd_lightning.data.stream import PromptBatch
+from rtdmd_lightning.losses import FinalStepSettings, PolicySettings
 from rtdmd_lightning.rewards.mixture import RewardMixture
 from tests.support.known import SIN, KnownDraws, cps_mean, linear, mean_abs, randn, with_fields
 from tests.support.tiny_rtdmd import Contrast, Redness, save_cold_start, tiny_rtdmd_module
@@ -44,14 +44,14 @@ def setting(tiny_folder, cold_start, **options):
 def rollout_of(module, step=0, log_prob=None):
     """States that the stochastic step reached from the mean, and others that no step connects."""
     states = [randn(B, seed) for seed in range(5)]
-    t, t_next = module.sigmas[step], module.sigmas[step + 1]
+    t, t_next = module.sampler.sigmas[step], module.sampler.sigmas[step + 1]
     states[step + 1] = cps_mean(states[step], GENERATOR * states[step], t, t_next) + t_next * SIN * randn(B, 9)
     batch = PromptBatch([f"prompt {i}" for i in range(B)], [{}] * B, list(range(10, 10 + B)))
     return Rollout(batch, tuple(states), {} if log_prob is None else {step: log_prob}, {}, ADVANTAGES)
 
 
 def log_prob_by_hand(module, rollout, step, slope, exact):
-    t, t_next = module.sigmas[step], module.sigmas[step + 1]
+    t, t_next = module.sampler.sigmas[step], module.sampler.sigmas[step + 1]
     state, reached = rollout.states[step], rollout.states[step + 1]
     mean = cps_mean(state, slope * state, t, t_next)
     if exact:
@@ -82,7 +82,7 @@ def test_the_policy_loss_is_the_clipped_objective_of_cut_advantages(tiny_folder,
     ratio = torch.exp(log_prob - old)
     worse = torch.maximum(-CUT * ratio, -CUT * ratio.clamp(1 - CLIP, 1 + CLIP))
     rtol = 5e-3 if exact else 1e-3  # a sum of 256 log densities in float32
-    compare(module.policy_loss(rollout, step), 0.5 * worse.sum(), slope, rtol)
+    compare(module.stochastic_loss(rollout, step), 0.5 * worse.sum(), slope, rtol)
 
 
 def test_a_sample_with_a_positive_advantage_becomes_more_probable(tiny_folder, cold_start):
@@ -90,7 +90,7 @@ def test_a_sample_with_a_positive_advantage_becomes_more_probable(tiny_folder, c
     module, slope = setting(tiny_folder, cold_start)
     old = log_prob_by_hand(module, rollout_of(module), 0, GENERATOR, False)
     rollout = rollout_of(module, 0, old)
-    module.policy_loss(rollout, 0).backward()
+    module.stochastic_loss(rollout, 0).backward()
     moved = log_prob_by_hand(module, rollout, 0, GENERATOR - 1e-2 * slope.grad.sign(), False)
     assert (ADVANTAGES * (moved - old)).sum() > 1e-4
 
@@ -105,10 +105,10 @@ def test_the_kl_term_pulls_samples_with_an_advantage_back_to_the_cold_start(tiny
         module, slope = setting(tiny_folder, cold_start, policy=policy)
         old = log_prob_by_hand(module, rollout_of(module, step), step, GENERATOR, exact)
         rollout = rollout_of(module, step, old)
-        loss = module.policy_loss(rollout, step)
+        loss = module.stochastic_loss(rollout, step)
         losses.append((loss, torch.autograd.grad(loss, slope, retain_graph=True)[0]))
 
-    state, t, t_next = rollout.states[step], module.sigmas[step], module.sigmas[step + 1]
+    state, t, t_next = rollout.states[step], module.sampler.sigmas[step], module.sampler.sigmas[step + 1]
     mean, reference = (cps_mean(state, a * state, t, t_next) for a in (slope, COLD_START))
     squared = (mean - reference) ** 2 / (2 * (t_next * SIN) ** 2)
     kl = squared.sum(dim=(1, 2, 3)) if exact else squared.mean(dim=(1, 2, 3))
@@ -130,7 +130,7 @@ def test_the_final_steps_loss_is_the_pull_and_the_hinge_with_their_weights(
     rewards = RewardMixture([Redness(), Contrast()], {"redness": 2.0, "contrast": 1.0}, ["redness"])
     module, slope = setting(tiny_folder, cold_start, rewards=rewards)
     rollout, rows = rollout_of(module), [0, 2, 3]
-    state, sigma = rollout.states[3][rows], module.sigmas[3]
+    state, sigma = rollout.states[3][rows], module.sampler.sigmas[3]
     x = state - sigma * slope * state
 
     z = randn(len(rows), 7)
@@ -145,7 +145,7 @@ def test_the_final_steps_loss_is_the_pull_and_the_hinge_with_their_weights(
     module.final_step = FinalStepSettings(matching_weight, reward_weight, ceiling, decode_chunk=2)
     asked, draws = [], KnownDraws([torch.tensor([0.1, 0.5, 0.9])], [z, randn(len(rows), 8)])
     module.random_of = lambda batch: asked.append(batch.indices) or draws
-    compare(module.final_step_loss(rollout, rows, 3.0), expected, slope)
+    compare(module.final_loss(rollout, rows, 3.0), expected, slope)
     assert asked == ([[10, 12, 13]] if matching_weight else [])
 
 
@@ -153,6 +153,6 @@ def test_a_process_without_an_advantage_computes_along_with_weight_zero(tiny_fol
     """Sharded forward passes need every rank; the loss has a gradient, of zeros."""
     final_step = FinalStepSettings(0.3, 0.7)
     module, slope = setting(tiny_folder, cold_start, final_step=final_step)
-    loss = module.final_step_loss(rollout_of(module), [], 3.0)
+    loss = module.final_loss(rollout_of(module), [], 3.0)
     loss.backward()
     assert loss == 0 and slope.grad == 0

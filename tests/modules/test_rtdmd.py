@@ -4,10 +4,10 @@ import math
 from collections import Counter
 
 import pytest
-from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR, TEACHER
 
 from rtdmd_lightning import fit
-from rtdmd_lightning.modules.rtdmd import COLD_START, RTDMDModule
+from rtdmd_lightning.modules.rtdmd import RTDMDModule
+from rtdmd_lightning.roles.roles import COLD_START, FAKE_SCORE, GENERATOR, TEACHER
 from rtdmd_lightning.utils.errors import UserError
 from tests.support.tiny_rtdmd import write_rtdmd_config
 
@@ -61,7 +61,7 @@ def test_other_weights_make_another_ratio(tmp_path, tiny_folder, cold_start):
 
     def and_move_the_generator(self, rollouts):
         original(self, rollouts)
-        for parameter in self.parameters_of(GENERATOR):
+        for parameter in self.roles.parameters_of(GENERATOR):
             parameter.data += 0.05
 
     with pytest.MonkeyPatch.context() as patch:

@@ -2,14 +2,10 @@
 
 import pytest
 
-from rtdmd_lightning.modules.settings import (
-    Consistency,
-    FinalStepSettings,
-    OptimizerSettings,
-    PolicySettings,
-    SamplerSettings,
-)
+from rtdmd_lightning.losses import Consistency, FinalStepSettings, PolicySettings
+from rtdmd_lightning.modules.optimization import OptimizerSettings
 from rtdmd_lightning.roles.lora import LoraSettings
+from rtdmd_lightning.sampling.sampler import SamplerSettings
 from rtdmd_lightning.utils.errors import UserError
 
 

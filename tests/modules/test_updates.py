@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 from lightning import Callback
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
-from rtdmd_lightning.modules.settings import EMASettings, OptimizerSettings
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings
+from rtdmd_lightning.roles.roles import EMA, FAKE_SCORE, GENERATOR
 from tests.support.tiny import REPOSITORY, tiny_module, train
 from tests.support.tiny_rtdmd import save_cold_start, tiny_rtdmd_module
 
@@ -28,7 +28,7 @@ def modules(tiny_folder, tmp_path_factory):
 def first_norms(module):
     """Of each role's first update: the gradient norm that is reported, and that of the gradient which AdamW gets."""
     reported, stepped = {}, {}
-    original = module.step_optimizer
+    original = module.optimize.step
 
     def step_optimizer(role):
         norm = original(role)
@@ -37,11 +37,11 @@ def first_norms(module):
 
     def before_step(optimizer, args, kwargs):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        role = GENERATOR if parameters[0] is module.parameters_of(GENERATOR)[0] else FAKE_SCORE
+        role = GENERATOR if parameters[0] is module.roles.parameters_of(GENERATOR)[0] else FAKE_SCORE
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         stepped.setdefault(role, torch.nn.utils.get_total_norm(gradients).item())
 
-    module.step_optimizer = step_optimizer
+    module.optimize.step = step_optimizer
     hook = register_optimizer_step_pre_hook(before_step)
     try:
         train(module)
@@ -66,16 +66,16 @@ class Overflow(torch.autograd.Function):
 @pytest.mark.parametrize("stage", ["stage 1", "stage 2"])
 def test_a_gradient_that_is_no_number_stops_the_run_and_moves_nothing(modules, stage, role):
     module = modules[stage]()
-    backward_in = module.backward_in
+    backward_in = module.optimize.backward
 
     def overflowing(which, loss):
         backward_in(which, Overflow.apply(loss) if which == role else loss)
 
-    module.backward_in = overflowing
-    before = [parameter.detach().clone() for parameter in module.parameters_of(role)]
+    module.optimize.backward = overflowing
+    before = [parameter.detach().clone() for parameter in module.roles.parameters_of(role)]
     with pytest.raises(FloatingPointError, match=f"the norm of the {role} gradient is (nan|inf) at step 0"):
         train(module)
-    assert all(map(torch.equal, module.parameters_of(role), before))
+    assert all(map(torch.equal, module.roles.parameters_of(role), before))
 
 
 @pytest.mark.parametrize("stage", ["stage 1", "stage 2"])
@@ -106,7 +106,7 @@ class Record(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, *rest) -> None:
         for role, values in ((GENERATOR, self.generator), (EMA, self.average)):
-            values.append(torch.cat([p.detach().flatten() for p in pl_module.parameters_of(role)]))
+            values.append(torch.cat([p.detach().flatten() for p in pl_module.roles.parameters_of(role)]))
 
 
 @pytest.mark.parametrize("warm_up", [False, True])

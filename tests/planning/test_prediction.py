@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import Callback
-from rtdmd_lightning.modules.core import DistillationModule
-from rtdmd_lightning.modules.roles import FAKE_SCORE, GENERATOR
 from torch.profiler import ProfilerActivity, profile
 
 from rtdmd_lightning import fit, plan
+from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.planning import tables
 from rtdmd_lightning.planning.estimate import MOMENTS
+from rtdmd_lightning.roles.roles import FAKE_SCORE, GENERATOR
 from tests.support.tiny import REPOSITORY
 
 TOLERANCE = 0.15
@@ -58,7 +58,7 @@ class PeakOfSecondStep(Callback):
             self.bytes = self.begun + max(accumulate(changes))
 
 
-def measure(arguments: list[str], folder: Path) -> tuple[int, DistillationModule]:
+def measure(arguments: list[str], folder: Path) -> tuple[int, FewStepModule]:
     """The peak, and the module of the finished run, which leaves its config in the folder."""
     meter = PeakOfSecondStep()
     run = fit.parse([*arguments, *QUIET, f"--trainer.default_root_dir={folder}"])
@@ -86,12 +86,12 @@ def test_parts_are_the_real_ones_and_the_peak_is_within_15_percent(arguments, mo
     columns, processes = plan.plan(arguments)
     estimate = columns[tables.UNCHECKPOINTED]
 
-    trained = weight([*module.parameters_of(GENERATOR), *module.parameters_of(FAKE_SCORE)])
-    adapters = weight(parameter for path, parameter in module.transformer.named_parameters() if ".lora_" in path)
-    of_a_role = weight(module.parameters_of(GENERATOR))
+    trained = weight([*module.roles.parameters_of(GENERATOR), *module.roles.parameters_of(FAKE_SCORE)])
+    adapters = weight(parameter for path, parameter in module.roles.transformer.named_parameters() if ".lora_" in path)
+    of_a_role = weight(module.roles.parameters_of(GENERATOR))
     pipeline = module.backbone.loaded
     assert processes == 1
-    assert estimate.base == weight(module.transformer.parameters()) - adapters
+    assert estimate.base == weight(module.roles.transformer.parameters()) - adapters
     assert (estimate.gradients, estimate.optimizer) == (of_a_role, MOMENTS * trained)
     # A cold start is planned as if it had the shape of the new adapters, whatever the shape of the one that there is.
     assert estimate.adapters == (3 + len(module.frozen_adapters())) * of_a_role

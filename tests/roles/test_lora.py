@@ -2,30 +2,32 @@
 
 import pytest
 import torch
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR, TEACHER
 
 from rtdmd_lightning.modules import ACDMDModule
 from rtdmd_lightning.roles import lora
+from rtdmd_lightning.roles.roles import EMA, FAKE_SCORE, GENERATOR, TEACHER
 from rtdmd_lightning.utils.errors import UserError
 from tests.support.tiny import tiny_backbone, tiny_module, train
 
 
 def trainable(module):
-    return {path for path, parameter in module.transformer.named_parameters() if parameter.requires_grad}
+    return {path for path, parameter in module.roles.transformer.named_parameters() if parameter.requires_grad}
 
 
 def velocity(module, role):
     torch.manual_seed(3)
     latents = torch.randn(2, *module.backbone.latent_shape())
-    return module.velocity(role, latents, 0.7, module.embed(["a red circle", "a blue cross"], torch.device("cpu")))
+    return module.roles.velocity(
+        role, latents, 0.7, module.embed(["a red circle", "a blue cross"], torch.device("cpu"))
+    )
 
 
 def test_only_attn_is_adapted_and_nothing_is_adapted_after_the_last_context_projection(tiny_folder):
     module = tiny_module(tiny_folder)
-    adapted = {path.split(".lora_")[0] for path in lora.adapter_parameters(module.transformer, GENERATOR)}
+    adapted = {path.split(".lora_")[0] for path in lora.adapter_parameters(module.roles.transformer, GENERATOR)}
     assert "transformer_blocks.0.attn.to_add_out" in adapted
     assert "transformer_blocks.2.attn.to_add_out" not in adapted  # the last block drops its context stream
-    assert any("attn2" in path for path, _ in module.transformer.named_modules())
+    assert any("attn2" in path for path, _ in module.roles.transformer.named_modules())
     assert not any("attn2" in path for path in adapted)
     assert len(adapted) == 3 * 8 - 1
 
@@ -36,7 +38,7 @@ def test_the_base_exists_once_and_no_role_copies_it(tiny_folder):
     adapters = sum(
         parameter.numel()
         for name in (GENERATOR, FAKE_SCORE, EMA)
-        for parameter in lora.adapter_parameters(module.transformer, name).values()
+        for parameter in lora.adapter_parameters(module.roles.transformer, name).values()
     )
     assert sum(p.numel() for p in module.parameters()) == sum(p.numel() for p in bare.parameters()) + adapters
 
@@ -62,7 +64,7 @@ def test_what_trains_is_the_same_set_in_every_role(tiny_folder):
     module = tiny_module(tiny_folder)
     expected = {
         path
-        for path, _ in module.transformer.named_parameters()
+        for path, _ in module.roles.transformer.named_parameters()
         if f".{GENERATOR}." in path or f".{FAKE_SCORE}." in path
     }
     for role in (GENERATOR, FAKE_SCORE, TEACHER, EMA):
@@ -86,44 +88,49 @@ def test_gradient_checkpointing_gives_the_same_gradients_when_the_backward_pass_
     gradients = []
     for checkpointing in (False, True):
         module = tiny_module(tiny_folder, {"gradient_checkpointing": checkpointing})
-        module.transformer.train()
+        module.roles.transformer.train()
         loss = velocity(module, GENERATOR).square().mean()
         with torch.no_grad():
             velocity(module, FAKE_SCORE)
         with module.roles.role(FAKE_SCORE if leave else GENERATOR):
             loss.backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in module.parameters_of(GENERATOR) if p.grad is not None]))
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in module.roles.parameters_of(GENERATOR) if p.grad is not None])
+        )
     equal = gradients[0].shape == gradients[1].shape and torch.allclose(*gradients, rtol=1e-5, atol=1e-7)
     assert equal != leave
 
 
 def test_adapter_files_round_trip_and_refuse_what_does_not_fit(tiny_folder):
     module = tiny_module(tiny_folder)
-    state = lora.adapter_state_dict(module.transformer, GENERATOR)
+    state = lora.adapter_state_dict(module.roles.transformer, GENERATOR)
     assert all(".lora_A.default.weight" in key or ".lora_B.default.weight" in key for key in state)
-    lora.load_adapter_state_dict(module.transformer, EMA, state, "a.pt")
+    lora.load_adapter_state_dict(module.roles.transformer, EMA, state, "a.pt")
     # To rounding: of weights that want a gradient some processors multiply in another order.
     torch.testing.assert_close(velocity(module, EMA), velocity(module, GENERATOR), rtol=0, atol=1e-5)
     with pytest.raises(UserError, match=r"a\.pt has no key that matches"):
-        lora.load_adapter_state_dict(module.transformer, EMA, {"nothing": torch.zeros(1)}, "a.pt")
+        lora.load_adapter_state_dict(module.roles.transformer, EMA, {"nothing": torch.zeros(1)}, "a.pt")
     with pytest.raises(UserError, match="1 keys differ"):
-        lora.load_adapter_state_dict(module.transformer, EMA, dict(list(state.items())[1:]), "a.pt")
+        lora.load_adapter_state_dict(module.roles.transformer, EMA, dict(list(state.items())[1:]), "a.pt")
     with pytest.raises(UserError, match=r"set model\.lora\.rank"):
         wider = {key: torch.cat([value, value]) for key, value in state.items()}
-        lora.load_adapter_state_dict(module.transformer, EMA, wider, "a.pt")
+        lora.load_adapter_state_dict(module.roles.transformer, EMA, wider, "a.pt")
 
 
 def test_adapters_are_float32_on_a_bfloat16_base(tiny_folder):
     module = tiny_module(tiny_folder, {"dtype": "bfloat16"})
-    dtypes = {parameter.dtype for parameter in module.parameters_of(GENERATOR)}
+    dtypes = {parameter.dtype for parameter in module.roles.parameters_of(GENERATOR)}
     assert dtypes == {torch.float32}
-    assert {p.dtype for p in module.transformer.parameters() if not p.requires_grad} == {torch.bfloat16, torch.float32}
+    assert {p.dtype for p in module.roles.transformer.parameters() if not p.requires_grad} == {
+        torch.bfloat16,
+        torch.float32,
+    }
     assert velocity(module, GENERATOR).dtype == torch.float32
 
 
 def test_initial_adapters_depend_on_seed_and_name_only(tiny_folder):
     first, second = tiny_module(tiny_folder), tiny_module(tiny_folder)
-    for one, other in zip(first.parameters_of(GENERATOR), second.parameters_of(GENERATOR), strict=True):
+    for one, other in zip(first.roles.parameters_of(GENERATOR), second.roles.parameters_of(GENERATOR), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
@@ -144,12 +151,12 @@ def test_adapters_may_be_bfloat16_and_are_trained_as_such(tiny_folder):
     settings = lora.LoraSettings(rank=4, alpha=8, dtype="bfloat16")
     module = ACDMDModule(tiny_backbone(tiny_folder), 2, (3.0, 3.0), lora=settings, fake_update_ratio=1)
     module.configure_model()
-    before = [parameter.detach().clone() for parameter in module.parameters_of(FAKE_SCORE)]
+    before = [parameter.detach().clone() for parameter in module.roles.parameters_of(FAKE_SCORE)]
     train(module)
-    after = module.parameters_of(FAKE_SCORE)
-    assert {parameter.dtype for role in (GENERATOR, FAKE_SCORE, EMA) for parameter in module.parameters_of(role)} == {
-        torch.bfloat16
-    }
+    after = module.roles.parameters_of(FAKE_SCORE)
+    assert {
+        parameter.dtype for role in (GENERATOR, FAKE_SCORE, EMA) for parameter in module.roles.parameters_of(role)
+    } == {torch.bfloat16}
     assert any(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 

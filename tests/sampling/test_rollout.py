@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from rtdmd_lightning.sampling.rollout import rollout
 
+from rtdmd_lightning.sampling.sampler import CPSSampler
 from rtdmd_lightning.sampling.structures import Conditioning, Trajectory
 
 SIGMAS = (1.0, 0.9, 0.75, 0.5, 0.0)
@@ -31,7 +31,7 @@ START = torch.linspace(-2, 2, 8).reshape(2, 4)
 
 def roll(sigmas=SIGMAS, eta: float = 0.9) -> tuple[Trajectory, CountingVelocity]:
     velocity = CountingVelocity()
-    return rollout(velocity, START, sigmas=sigmas, eta=eta, step_noise=step_noise), velocity
+    return CPSSampler(sigmas, eta).rollout(velocity, START, step_noise=step_noise), velocity
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
@@ -54,11 +54,9 @@ def test_velocities_and_noises_are_those_of_their_steps():
 
 def test_without_stochasticity_it_is_eulers_method():
     """x + (σ' - σ)·v for x = 2: v is 0, then 0.1, 0.2425 and 0.4621875; the noise, however large, plays no part."""
-    trajectory = rollout(
+    trajectory = CPSSampler(SIGMAS, 0.0).rollout(
         CountingVelocity(),
         torch.tensor([[2.0]], dtype=torch.float64),
-        sigmas=SIGMAS,
-        eta=0.0,
         step_noise=lambda step: torch.full((1, 1), 1e6),
     )
     expected = [2.0, 2.0, 1.985, 1.924375, 1.69328125]
@@ -81,11 +79,9 @@ def test_a_whole_schedule_ends_in_the_last_prediction_of_the_clean_sample(eta):
     trajectory, _ = roll(eta=eta)
     clean = trajectory.states[3] - 0.5 * trajectory.velocities[3]
     torch.testing.assert_close(trajectory.samples, clean, rtol=0, atol=1e-7)
-    other = rollout(
+    other = CPSSampler(SIGMAS, eta).rollout(
         CountingVelocity(),
         START,
-        sigmas=SIGMAS,
-        eta=eta,
         step_noise=lambda step: step_noise(step) if step < 3 else torch.full((2, 4), 1e3),
     )
     assert torch.equal(other.samples, trajectory.samples)
@@ -105,11 +101,9 @@ def test_a_partial_schedule_is_the_beginning_of_the_whole_one(steps):
 def test_states_carry_their_levels_noise():
     """All images black: the exact velocity is x/σ, and the states at σ have the standard deviation σ, no less."""
     start = torch.randn(4000, 1, generator=torch.Generator().manual_seed(0))
-    trajectory = rollout(
+    trajectory = CPSSampler(SIGMAS, 0.9).rollout(
         lambda latents, sigma: latents / sigma,
         start,
-        sigmas=SIGMAS,
-        eta=0.9,
         step_noise=lambda step: torch.randn(4000, 1, generator=torch.Generator().manual_seed(1 + step)),
     )
     deviations = [float(state.std()) for state in trajectory.states]
@@ -118,7 +112,7 @@ def test_states_carry_their_levels_noise():
 
 def test_gradient_flows_through_every_step():
     start = START.clone().requires_grad_()
-    trajectory = rollout(CountingVelocity(), start, sigmas=SIGMAS, eta=0.9, step_noise=step_noise)
+    trajectory = CPSSampler(SIGMAS, 0.9).rollout(CountingVelocity(), start, step_noise=step_noise)
     (gradient,) = torch.autograd.grad(trajectory.samples.sum(), start)
     assert (gradient != 0).all()
 

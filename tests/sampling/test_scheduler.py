@@ -13,12 +13,12 @@ from diffusers import (
     StableDiffusion3Img2ImgPipeline,
     StableDiffusion3Pipeline,
 )
-from rtdmd_lightning.sampling.rollout import rollout
 
 from rtdmd_lightning import CPSScheduler
 from rtdmd_lightning.models import Flux2Backbone, FluxBackbone
 from rtdmd_lightning.objectives import dynamic_shift_sigmas, flux_mu
 from rtdmd_lightning.roles.inference import METHOD_STEPS, InferenceModel
+from rtdmd_lightning.sampling.sampler import CPSSampler
 from tests.support.tiny import tiny_backbone
 from tests.support.tiny_backbones import OPTIONS, save_tiny_flux, save_tiny_flux2
 
@@ -42,11 +42,9 @@ def our_images(backbone, eta: float, guidance_scale: float | None = None) -> tup
     shape, noise = backbone.latent_shape(), generators(100)
     start, conditioning = normal(generators(0), shape), model.embed(PROMPTS, CPU)
     with torch.no_grad():
-        trajectory = rollout(
+        trajectory = CPSSampler(model.sigmas, eta).rollout(
             lambda latents, sigma: model.velocity(latents, sigma, conditioning),
             start,
-            sigmas=model.sigmas,
-            eta=eta,
             step_noise=lambda step: normal(noise, shape),
         )
         return backbone.decode(trajectory.samples).clamp(0, 1), start

@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from lightning import Trainer
-from rtdmd_lightning.modules.core import DistillationModule
-from rtdmd_lightning.modules.settings import OptimizerSettings
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -21,6 +19,8 @@ from torch.utils.data import DataLoader
 
 from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.models import SD3Backbone
+from rtdmd_lightning.modules.optimization import OptimizerSettings
+from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.roles.lora import adapter_state_dict, load_adapter_state_dict
 
 FOLDER = Path(os.environ.get("RTDMD_GOLDEN_UPDATES") or Path(__file__).parents[1] / "data/golden/updates")
@@ -72,12 +72,12 @@ def vector(state: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([state[name].flatten() for name, _ in LAYOUT])
 
 
-def set_adapter(module: DistillationModule, role: str, state: Mapping[str, Tensor]) -> None:
-    load_adapter_state_dict(module.base_of(role), role, state, source="the golden file")
+def set_adapter(module: FewStepModule, role: str, state: Mapping[str, Tensor]) -> None:
+    load_adapter_state_dict(module.roles.base_of(role), role, state, source="the golden file")
 
 
-def adapter_of(module: DistillationModule, role: str) -> Tensor:
-    return vector(adapter_state_dict(module.base_of(role), role))
+def adapter_of(module: FewStepModule, role: str) -> Tensor:
+    return vector(adapter_state_dict(module.roles.base_of(role), role))
 
 
 @dataclass(frozen=True)
@@ -154,14 +154,14 @@ class Spy:
 class Steps:
     """The gradients of a role's every optimizer step, before and after clipping, its norms, and the weights after it."""
 
-    def __init__(self, module: DistillationModule, monkeypatch: Any) -> None:
+    def __init__(self, module: FewStepModule, monkeypatch: Any) -> None:
         self.module = module
         self.gradients: dict[str, list[Tensor]] = {}
         self.norms: dict[str, list[float]] = {}
         self.after: dict[str, list[Tensor]] = {}
         self.clipped: list[Tensor] = []
-        self._original = module.step_optimizer
-        monkeypatch.setattr(module, "step_optimizer", self._step)
+        self._original = module.optimize.step
+        monkeypatch.setattr(module.optimize, "step", self._step)
 
     def _step(self, role: str) -> Tensor:
         self.gradients.setdefault(role, []).append(self._gradient(role))
@@ -175,13 +175,13 @@ class Steps:
     def _gradient(self, role: str) -> Tensor:
         named = {
             path.replace(f".{role}.", ".default."): parameter.grad
-            for path, parameter in self.module.base_of(role).named_parameters()
+            for path, parameter in self.module.roles.base_of(role).named_parameters()
             if f".{role}." in path
         }
         return vector(named).detach().clone()
 
 
-def train_on(module: DistillationModule, batch: PromptBatch) -> None:
+def train_on(module: FewStepModule, batch: PromptBatch) -> None:
     """One training step on one batch."""
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = Trainer(accelerator="cpu", devices=1, max_steps=1, **quiet)

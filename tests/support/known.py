@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
-from rtdmd_lightning.modules.core import DistillationModule
 from torch import Tensor
 
+from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.sampling.structures import Conditioning
 
 SHAPE = (4, 8, 8)  # one latent of `tests.support.tiny`'s pipeline
@@ -21,7 +21,7 @@ Field = Callable[[Tensor, Tensor, Conditioning], Tensor]
 """Latents `[B, C, H, W]` at levels `[B, 1, 1, 1]` with their conditioning to a velocity."""
 
 
-def with_fields(module: DistillationModule, **fields: Field) -> None:
+def with_fields(module: FewStepModule, **fields: Field) -> None:
     """Each role's forward pass becomes a known function; a role that is not given must not run."""
 
     def velocity(role: str, latents: Tensor, sigma: Tensor | float, conditioning: Conditioning) -> Tensor:
@@ -29,7 +29,7 @@ def with_fields(module: DistillationModule, **fields: Field) -> None:
         levels = torch.as_tensor(sigma, dtype=latents.dtype).expand(len(latents))
         return fields[role](latents, per_sample(levels), conditioning)
 
-    module.velocity = velocity
+    module.roles.velocity = velocity
     module.log = lambda *arguments, **options: None  # a loss that stands alone has no trainer to log to
 
 
@@ -76,7 +76,7 @@ def mean_abs(x: Tensor) -> Tensor:
     return x.abs().mean(dim=(1, 2, 3), keepdim=True)
 
 
-def count_passes(module: DistillationModule) -> Counter[tuple[str, bool]]:
+def count_passes(module: FewStepModule) -> Counter[tuple[str, bool]]:
     """Samples that the transformer sees from now on, by role and by whether a gradient is kept."""
     counts: Counter[tuple[str, bool]] = Counter()
     original = module.velocity
@@ -85,5 +85,5 @@ def count_passes(module: DistillationModule) -> Counter[tuple[str, bool]]:
         counts[role, torch.is_grad_enabled()] += len(latents)
         return original(role, latents, sigma, conditioning)
 
-    module.velocity = velocity
+    module.roles.velocity = velocity
     return counts

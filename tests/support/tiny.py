@@ -15,14 +15,14 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from lightning import Callback, Trainer
-from rtdmd_lightning.modules.core import DistillationModule
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
 
 from rtdmd_lightning.data import RolloutDataModule
 from rtdmd_lightning.models import SD3Backbone
 from rtdmd_lightning.modules import ACDMDModule
+from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.pretraining.vae import build_vae
 from rtdmd_lightning.roles.lora import LoraSettings, adapter_parameters
+from rtdmd_lightning.roles.roles import EMA, FAKE_SCORE, GENERATOR
 from rtdmd_lightning.shapes.text import JOINT_WIDTH, build_silent_t5, build_text_encoder, build_tokenizer
 
 REPOSITORY = Path(__file__).parents[2]
@@ -89,18 +89,20 @@ def tiny_module(folder: Path, backbone_options: dict | None = None, **options) -
     return module
 
 
-def move_adapters(module: DistillationModule) -> None:
+def move_adapters(module: FewStepModule) -> None:
     """Off zero, each in its own direction."""
     generator = torch.Generator().manual_seed(1)
     for adapter in (GENERATOR, FAKE_SCORE, EMA):
-        for path, parameter in adapter_parameters(module.transformer, adapter).items():
+        if adapter not in module.roles.own:
+            continue
+        for path, parameter in adapter_parameters(module.roles.transformer, adapter).items():
             if "lora_B" in path:
                 parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
 
 
-def train(module: DistillationModule, steps: int = 1, callbacks: Sequence[Callback] = ()) -> Trainer:
-    """Some training steps in this process, on the toy world's prompts."""
-    data = RolloutDataModule("shapes:train", module.batch_size, module.groups_per_step, module.images_per_prompt)
+def train(module: FewStepModule, steps: int = 1, callbacks: Sequence[Callback] = ()) -> Trainer:
+    """Some training steps in this process, on the embedded world's prompts."""
+    data = RolloutDataModule("shapes:train", module.batch_size, module.batches_per_step, module.images_per_prompt)
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = Trainer(accelerator="cpu", devices=1, max_steps=steps, callbacks=list(callbacks), **quiet)
     trainer.fit(module, data)

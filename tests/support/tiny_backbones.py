@@ -12,7 +12,6 @@ from diffusers import (
     FluxPipeline,
     FluxTransformer2DModel,
 )
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE, GENERATOR
 from tokenizers import pre_tokenizers
 from transformers import (
     CLIPTextModel,
@@ -28,6 +27,7 @@ from rtdmd_lightning.models import Backbone, Flux2Backbone, FluxBackbone
 from rtdmd_lightning.modules import ACDMDModule
 from rtdmd_lightning.pretraining.vae import build_vae
 from rtdmd_lightning.roles.lora import LoraSettings, adapter_parameters
+from rtdmd_lightning.roles.roles import EMA, FAKE_SCORE, GENERATOR
 from rtdmd_lightning.shapes.text import ENCODER_WIDTH, build_text_encoder, build_tokenizer
 
 RESOLUTION, TEXT_TOKENS = 32, 64  # 4x4 image tokens; a prompt of the shapes world, letter by letter, fits
@@ -165,7 +165,7 @@ def module_of(backbone: Backbone, *, move_adapters: bool = True, **options) -> A
     module.configure_model()
     generator = torch.Generator().manual_seed(1)
     for adapter in (GENERATOR, FAKE_SCORE, EMA) if move_adapters else ():
-        for path, parameter in adapter_parameters(module.base_of(adapter), adapter).items():
+        for path, parameter in adapter_parameters(module.roles.base_of(adapter), adapter).items():
             if "lora_B" in path:
                 parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
     return module

@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from rtdmd_lightning.modules.core import DistillationModule
-from rtdmd_lightning.modules.roles import EMA, FAKE_SCORE
 from torch import Tensor
 
 from rtdmd_lightning.callbacks.export import write_adapter
 from rtdmd_lightning.modules import RTDMDModule
 from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE
+from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.mixture import RewardMixture
 from rtdmd_lightning.roles.lora import LoraSettings, adapter_state_dict
+from rtdmd_lightning.roles.roles import EMA, FAKE_SCORE
 from tests.support.tiny import (
     CHECKPOINTS,
     OPTIMIZERS,
@@ -61,10 +61,10 @@ def save_cold_start(pipeline: Path, folder: Path) -> Path:
     return save_cold_start_of(tiny_module(pipeline), folder)
 
 
-def save_cold_start_of(module: DistillationModule, folder: Path) -> Path:
+def save_cold_start_of(module: FewStepModule, folder: Path) -> Path:
     """The files of a stage 1 that ended with this module."""
-    write_adapter(adapter_state_dict(module.base_of(EMA), EMA), folder, module.backbone, module.lora)
-    torch.save(adapter_state_dict(module.base_of(FAKE_SCORE), FAKE_SCORE), folder / FAKE_SCORE_FILE)
+    write_adapter(adapter_state_dict(module.roles.base_of(EMA), EMA), folder, module.backbone, module.lora)
+    torch.save(adapter_state_dict(module.roles.base_of(FAKE_SCORE), FAKE_SCORE), folder / FAKE_SCORE_FILE)
     return folder
 
 
