@@ -34,7 +34,8 @@ class FlowGRPOModule(FewStepModule):
         batch_size: samples of one micro-batch, over all processes.
         rewards: what to reinforce, with their weights.
         cold_start: the few-step generator to start from: stage 1's folder, or the generator's file.
-        sampler_name: `sde`, Flow-GRPO's own, whose last step is stochastic too, or `cps`.
+        sampler_name: `cps`, which the few-step generator was trained with, or `sde`, Flow-GRPO's own, whose last step is
+            stochastic too.
         images_per_prompt: the size of a group whose rewards are compared.
         micro_batches: batches of `batch_size` samples in an epoch.
         inner_updates: optimizer steps on the rollouts of an epoch.
@@ -56,7 +57,7 @@ class FlowGRPOModule(FewStepModule):
         batch_size: int,
         rewards: RewardMixture,
         cold_start: str,
-        sampler_name: SamplerName = "sde",
+        sampler_name: SamplerName = "cps",
         images_per_prompt: int = 24,
         micro_batches: int = 16,
         inner_updates: int = 2,
