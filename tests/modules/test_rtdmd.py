@@ -11,6 +11,8 @@ from rtdmd_lightning.roles.roles import COLD_START, FAKE_SCORE, GENERATOR, TEACH
 from rtdmd_lightning.utils.errors import UserError
 from tests.support.tiny_rtdmd import write_rtdmd_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def cold_start(tiny_folder, tmp_path_factory):
