@@ -95,5 +95,5 @@ def test_trainer_options_that_contradict_one_another_are_told_in_a_sentence(tiny
 def test_overrides_on_the_command_line_come_last(tiny_folder, tmp_path):
     config = str(write_config(tmp_path, tiny_folder))
     cli = fit.parse(["--config", config, "--model.sub_interval=false", "--seed_everything=7"])
-    assert cli.model.sub_interval is False and cli.model.consistency.weight == 0.01
+    assert cli.model.matching.sub_interval is False and cli.model.matching.consistency.weight == 0.01
     assert cli.model.seed == cli.datamodule.seed == 7
