@@ -87,9 +87,9 @@ def test_every_shipped_config_parses_and_builds(path: Path, monkeypatch):
 
 def test_trainer_options_that_contradict_one_another_are_told_in_a_sentence(tiny_folder, tmp_path):
     config = str(write_config(tmp_path, tiny_folder))
-    bar = '[{"class_path": "lightning.pytorch.callbacks.RichProgressBar"}]'
+    bar = "--callbacks.progress=lightning.pytorch.callbacks.RichProgressBar"
     with pytest.raises(UserError, match="enable_progress_bar"):
-        fit.main(["--config", config, "--trainer.enable_progress_bar=false", f"--trainer.callbacks={bar}"])
+        fit.main(["--config", config, "--trainer.enable_progress_bar=false", bar])
 
 
 def test_overrides_on_the_command_line_come_last(tiny_folder, tmp_path):

@@ -23,7 +23,7 @@ from tests.support.tiny import REPOSITORY
 TOLERANCE = 0.15
 QUIET = [
     "--trainer.max_steps=2",
-    "--trainer.callbacks=[]",
+    "--callbacks={}",
     "--trainer.logger=false",
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_checkpointing=false",
