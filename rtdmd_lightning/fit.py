@@ -25,7 +25,7 @@ from rtdmd_lightning.utils.errors import UserError, readable_errors, require
 from rtdmd_lightning.utils.processes import closing_process_group
 
 # What libraries warn of and this project does on purpose; the first of these prints a page of code to copy.
-MEANT_SO = (
+EXPECTED_WARNINGS = (
     "Using ModelCheckpoint with manual optimization",  # the state after the update is the one to resume from
     "Already found a `peft_config` attribute",  # several adapters on one base
     "You have overridden `transfer_batch_to_device`",
@@ -47,7 +47,7 @@ class FitCLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.init_args.seed")
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("model.batch_size", "data.batch_size", apply_on="instantiate")
-        parser.link_arguments("model.batches_per_step", "data.groups", apply_on="instantiate")
+        parser.link_arguments("model.batches_per_step", "data.batches_per_step", apply_on="instantiate")
         parser.link_arguments("model.images_per_prompt", "data.images_per_prompt", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
@@ -64,7 +64,7 @@ class FitCLI(LightningCLI):
 
 def parse(arguments: list[str], cli: type[FitCLI] = FitCLI) -> FitCLI:
     """Trainer, module and data as a command line describes them; nothing is loaded or trained yet."""
-    for message in MEANT_SO:
+    for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     expanded = expand_config_arguments(arguments)
     check_callback_options(expanded)

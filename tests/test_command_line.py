@@ -15,7 +15,7 @@ from tests.support.tiny import REPOSITORY, run, write_config
 
 SHIPPED = sorted(
     path
-    for stage in ("cold_start", "rtdmd")
+    for stage in ("cold_start", "rtdmd", "baselines")
     for path in (REPOSITORY / "configs" / stage).glob("*.yaml")
     if path.name != "defaults.yaml"
 )
@@ -82,7 +82,7 @@ def test_every_shipped_config_parses_and_builds(path: Path, monkeypatch):
     cli = fit.parse([*arguments, "--trainer.accelerator=cpu", "--trainer.devices=1"])
     assert isinstance(cli.model, FewStepModule) and isinstance(cli.datamodule, RolloutDataModule)
     assert cli.datamodule.batch_size == cli.model.batch_size
-    assert cli.datamodule.groups == cli.model.batches_per_step
+    assert cli.datamodule.batches_per_step == cli.model.batches_per_step
 
 
 def test_trainer_options_that_contradict_one_another_are_told_in_a_sentence(tiny_folder, tmp_path):
