@@ -4,8 +4,7 @@ import pytest
 
 from rtdmd_lightning import plan
 from rtdmd_lightning.planning import tables
-from rtdmd_lightning.planning.estimate import Estimate
-from rtdmd_lightning.planning.weightless import weightless
+from rtdmd_lightning.planning.estimate import MemoryEstimate
 from rtdmd_lightning.utils.errors import UserError
 from tests.support.tiny import tiny_backbone, write_config
 
@@ -14,9 +13,8 @@ NAMES = (tables.DDP, tables.UNCHECKPOINTED, tables.FSDP2, tables.COPIES)
 
 def test_a_prompt_has_the_real_shapes(tiny_folder):
     real = tiny_backbone(tiny_folder)
-    planned = weightless(tiny_backbone(tiny_folder))
-    real.load(), planned.load()
-    wanted, found = real.encode_prompts(["one", "two"]), planned.encode_prompts(["one", "two"])
+    real.load()
+    wanted, found = real.encode_prompts(["one", "two"]), real.blank_conditioning(2)
     assert found.embeds.shape == wanted.embeds.shape and found.embeds.dtype == wanted.embeds.dtype
     assert found.pooled.shape == wanted.pooled.shape
 
@@ -42,7 +40,7 @@ def test_a_missing_folder_is_refused(tiny_folder, tmp_path):
     ("extra", "wanted"), [([], "1 GPU(s)"), (["--markdown"], "| tiny/config | 1 |")], ids=["terminal", "markdown"]
 )
 def test_the_title_is_the_config_and_markdown_an_option_of_its_own(extra, wanted, monkeypatch, capsys):
-    estimate = Estimate(*[2**20] * 8)
+    estimate = MemoryEstimate(*[2**20] * 8)
     asked = []
     monkeypatch.setattr(plan, "plan", lambda options: (asked.extend(options), (dict.fromkeys(NAMES, estimate), 1))[1])
     plan.main(["--config", "a/tiny/config.yaml", *extra])

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from rtdmd_lightning.planning.tracking import AllocationTracker, faked, normalised_in_float32
+from rtdmd_lightning.planning.tracking import AllocationTracker, Float32Normalisation, faked
 
 
 def test_storages_count_once_and_until_they_are_let_go():
@@ -51,7 +51,7 @@ def test_code_that_reads_a_fake_number_goes_on():
 
 def test_normalisation_is_float32_under_autocast_only():
     x = torch.zeros(2, 8, dtype=torch.bfloat16)
-    with normalised_in_float32():
+    with Float32Normalisation():
         assert F.layer_norm(x, (8,)).dtype == torch.bfloat16
         with torch.autocast("cpu", torch.bfloat16):
             assert F.layer_norm(x, (8,)).dtype == torch.float32
