@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStrategy
-from tests.support.tiny import REPOSITORY
 
 from rtdmd_lightning import fit
 from rtdmd_lightning.modules.preflight import check_trainer
 from rtdmd_lightning.utils.configuration import compose
+from tests.support.tiny import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"
 MODELS = ["sd3m", "sd35m", "flux1_dev", "flux2_klein_4b", "flux2_klein_9b"]

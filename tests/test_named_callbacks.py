@@ -5,12 +5,12 @@ import re
 import pytest
 import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from tests.support.tiny import REPOSITORY, write_config, write_yaml
 
 from rtdmd_lightning import fit
 from rtdmd_lightning.callbacks import ExportGenerator, RewardEvalCallback
 from rtdmd_lightning.utils.configuration import compose
 from rtdmd_lightning.utils.errors import UserError
+from tests.support.tiny import REPOSITORY, write_config, write_yaml
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import re
 import shlex
 
 import pytest
-from tests.support.tiny import REPOSITORY
 
 from rtdmd_lightning import fit
+from tests.support.tiny import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
 TABLE = re.compile(r"^\| ablation \| option \|\n\|[-|]+\|\n((?:\|.*\n)+)", flags=re.MULTILINE)

@@ -19,7 +19,7 @@ def epoch(stream: PromptStream, number: int) -> list[int]:
 
 
 def steps(count: int, **options) -> list[list[int]]:
-    settings = {"batch_size": 4, "groups": 1, "first_step": 0, "rank": 0, "world_size": 1}
+    settings = {"batch_size": 4, "batches": 1, "first_step": 0, "rank": 0, "world_size": 1}
     return list(itertools.islice(StepSampler(**settings | options), count))
 
 
@@ -48,7 +48,7 @@ def test_positions_can_be_read_in_any_order():
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_the_processes_share_out_the_same_positions(groups, world_size):
     """Step by step, the ranks' parts are disjoint, equally long, and together the single process's."""
-    options = {"batch_size": 8, "groups": groups, "world_size": world_size}
+    options = {"batch_size": 8, "batches": groups, "world_size": world_size}
     ranks = [steps(5, **options, rank=rank) for rank in range(world_size)]
     for step, parts in enumerate(zip(*ranks, strict=True)):
         assert {len(part) for part in parts} == {groups * 8 // world_size}
@@ -67,7 +67,7 @@ def test_groups_line_up_over_the_processes():
 
 @pytest.mark.parametrize("first_step", [1, 2, 7])
 def test_resuming_goes_on_exactly(first_step):
-    options = {"batch_size": 6, "groups": 2, "world_size": 3, "rank": 1}
+    options = {"batch_size": 6, "batches": 2, "world_size": 3, "rank": 1}
     assert steps(3, **options, first_step=first_step) == steps(first_step + 3, **options)[first_step:]
 
 
