@@ -22,7 +22,7 @@ from rtdmd_lightning.planning.estimate import Base, Trace
 from rtdmd_lightning.planning.parts import PipelineConfigs, parameter_bytes, pipeline_configs
 from rtdmd_lightning.planning.phases import ROLLOUT, cold_start_phases, reinforcement_phases
 from rtdmd_lightning.planning.rewards import StandIn, stand_ins, tower_kinds
-from rtdmd_lightning.planning.tracking import AllocationTracker, Float32Normalisation, faked
+from rtdmd_lightning.planning.tracking import AllocationTracker, Float32Normalisation, faked, recomputed
 from rtdmd_lightning.planning.weightless import Weightless, block_kinds, text_encoder_bytes, weightless
 from rtdmd_lightning.roles import lora
 from rtdmd_lightning.roles.roles import FAKE_SCORE, GENERATOR
@@ -111,7 +111,7 @@ def _weigh(module: Planned, backbone: PipelineBackbone, trainer: Trainer) -> tup
 
         rollout = {ROLLOUT: peak(ROLLOUT)}  # without gradient, so the same either way
         for base in module.roles.bases:
-            base.enable_gradient_checkpointing()  # type: ignore[operator]
+            base.enable_gradient_checkpointing(recomputed)  # type: ignore[operator]
         checkpointed = peaks_of_steps()
         for base in module.roles.bases:
             base.disable_gradient_checkpointing()  # type: ignore[operator]

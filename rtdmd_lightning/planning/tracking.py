@@ -3,16 +3,17 @@
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorConverter, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
+from torch.utils.checkpoint import checkpoint
 
 READ_A_NUMBER = torch.ops.aten._local_scalar_dense.default
 ASKS_FOR_METADATA = torch.ops.prim.device.default
@@ -83,13 +84,21 @@ class ReadableFakeTensors(FakeTensorMode):
 
 
 class Float32Normalisation(TorchFunctionMode):
-    """Under autocast normalisation layers compute in float32, as on a GPU; a CPU's autocast leaves them in half precision."""
+    """Under autocast normalisation layers compute in float32, as on a GPU; a CPU's autocast leaves them in half precision.
+
+    torch switches it off in backward passes: what is computed again there needs one of its own, see `recomputed`.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None) -> Any:
         kwargs = kwargs or {}
         if func in (F.layer_norm, F.group_norm) and torch.is_autocast_enabled("cpu"):
             args, kwargs = tree_map_only(Tensor, Tensor.float, (args, kwargs))
         return func(*args, **kwargs)
+
+
+def recomputed(module: nn.Module, *args: Any) -> Any:
+    """Gradient checkpointing of a module, whose second forward pass normalises as the first one did."""
+    return checkpoint(module, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), Float32Normalisation()))
 
 
 @contextmanager
