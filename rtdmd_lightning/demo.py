@@ -19,7 +19,7 @@ from rtdmd_lightning.evaluation.side_by_side import save_side_by_side
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.modules.preflight import check_unused
 from rtdmd_lightning.modules.training import FewStepModule
-from rtdmd_lightning.rewards.pixels import to_pil
+from rtdmd_lightning.rewards.base import to_pil
 from rtdmd_lightning.roles.roles import TEACHER
 from rtdmd_lightning.shapes.scoring import draw_in_batches, strict_scores, teacher_images
 from rtdmd_lightning.studies.study import write_json

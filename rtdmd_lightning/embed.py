@@ -42,8 +42,9 @@ class RunSettings(fit.FitCLI):
 
     def prompt_sources(self) -> list[str]:
         """Of the training and of every callback that draws prompts."""
-        callbacks = [callback.as_dict().get("init_args", {}) for callback in self.config.trainer.callbacks or []]
-        return [self.config.data.prompts, *(options["prompts"] for options in callbacks if "prompts" in options)]
+        callbacks = [callback for callback in self.config.callbacks.values() if callback is not None]
+        options = [callback.as_dict().get("init_args", {}) for callback in callbacks]
+        return [self.config.data.prompts, *(of_one["prompts"] for of_one in options if "prompts" in of_one)]
 
 
 def embed(

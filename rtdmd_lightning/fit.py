@@ -1,4 +1,4 @@
-"""Train: `python -m rtdmd_lightning.fit --config configs/cold_start/tiny_sd3.yaml [--model.… --trainer.… --data.…]`.
+"""Train: `python -m rtdmd_lightning.fit --config configs/cold_start/tiny_sd3.yaml [--model.… --callbacks.… --trainer.…]`.
 
 `--ckpt_path PATH` resumes, `--ckpt_path last` wherever this run was cut off (or begins it). `--help` lists every option,
 `--print_config` prints the whole configuration.
@@ -10,8 +10,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from lightning import Trainer
+import yaml
+from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -19,11 +21,11 @@ from rtdmd_lightning.data import RolloutDataModule
 from rtdmd_lightning.modules.preflight import check_start
 from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.utils.configuration import expand_config_arguments, refusals_of_libraries
-from rtdmd_lightning.utils.errors import UserError, readable_errors
+from rtdmd_lightning.utils.errors import UserError, readable_errors, require
 from rtdmd_lightning.utils.processes import closing_process_group
 
 # What libraries warn of and this project does on purpose; the first of these prints a page of code to copy.
-MEANT_SO = (
+EXPECTED_WARNINGS = (
     "Using ModelCheckpoint with manual optimization",  # the state after the update is the one to resume from
     "Already found a `peft_config` attribute",  # several adapters on one base
     "You have overridden `transfer_batch_to_device`",
@@ -33,34 +35,75 @@ MEANT_SO = (
 
 
 class FitCLI(LightningCLI):
-    """Lightning's command line with what data and model share written once, under `model`."""
+    """Lightning's command line with callbacks that have names, and what data and model share written once, under `model`."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         wanted = "checkpoint to go on from; 'last': the run's own, if it has one yet"
         parser.add_argument("--ckpt_path", type=str | None, default=None, help=wanted)
+        named = (
+            "callbacks by name, called in this order; --callbacks.NAME=CLASS --callbacks.NAME.OPTION=VALUE; null: none"
+        )
+        parser.add_argument("--callbacks", type=dict[str, Callback | None], default={}, help=named)
         parser.link_arguments("seed_everything", "model.init_args.seed")
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("model.batch_size", "data.batch_size", apply_on="instantiate")
-        parser.link_arguments("model.batches_per_step", "data.groups", apply_on="instantiate")
+        parser.link_arguments("model.batches_per_step", "data.batches_per_step", apply_on="instantiate")
         parser.link_arguments("model.images_per_prompt", "data.images_per_prompt", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        require(
+            not self.config.trainer.callbacks,
+            "trainer.callbacks is not used here: give each callback a name under callbacks, "
+            "--callbacks.NAME=CLASS --callbacks.NAME.OPTION=VALUE",
+        )
+
+    def instantiate_trainer(self, **options: Any) -> Trainer:
+        callbacks = [callback for callback in self.config_init.callbacks.values() if callback is not None]
+        return super().instantiate_trainer(callbacks=callbacks, **options)
 
 
 def parse(arguments: list[str], cli: type[FitCLI] = FitCLI) -> FitCLI:
     """Trainer, module and data as a command line describes them; nothing is loaded or trained yet."""
-    for message in MEANT_SO:
+    for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
+    expanded = expand_config_arguments(arguments)
+    check_callback_options(expanded)
     with refusals_of_libraries():
         return cli(
             FewStepModule,
             RolloutDataModule,
             subclass_mode_model=True,
-            args=expand_config_arguments(arguments),
+            args=expanded,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"exit_on_error": False},
             auto_configure_optimizers=False,
             run=False,
         )
+
+
+def check_callback_options(arguments: list[str]) -> None:
+    """Refuse options of a callback that has no class. The parser would look for them in Lightning's base class, which has none.
+
+    `arguments` are those of a command line, expanded. Raises UserError.
+    """
+    known: set[str] = set()
+    for argument in arguments:
+        option, _, value = argument.partition("=")
+        if option == "--config" and isinstance(callbacks := yaml.safe_load(value).get("callbacks"), dict):
+            for name, callback in callbacks.items():
+                classless = isinstance(callback, dict) and "class_path" not in callback
+                require(
+                    not classless, f"the config has options of callbacks.{name}, but no class: give its class_path too"
+                )
+            known = {name for name, callback in callbacks.items() if callback is not None}
+        elif option.startswith("--callbacks."):
+            name, _, key = option.removeprefix("--callbacks.").partition(".")
+            if key in ("", "class_path"):
+                known.add(name)
+            has = ", ".join(sorted(known)) or "none"
+            hint = f"give its class first, --callbacks.{name}=CLASS"
+            require(name in known, f"{option}: this run has no callback {name!r} (it has: {has}); {hint}")
 
 
 @contextmanager
@@ -70,9 +113,8 @@ def bare_run(config: Path, options: list[str], max_steps: int) -> Iterator[FitCL
     `options` are overrides as on the command line; what makes the run bare comes after them.
     """
     with tempfile.TemporaryDirectory() as folder:  # Lightning writes the configuration of every run
-        bare = ["callbacks=null", "logger=false", "enable_checkpointing=false"]
-        bare += [f"max_steps={max_steps}", f"default_root_dir={folder}"]
-        yield parse(["--config", str(config), *options, *(f"--trainer.{option}" for option in bare)])
+        bare = ["logger=false", "enable_checkpointing=false", f"max_steps={max_steps}", f"default_root_dir={folder}"]
+        yield parse(["--config", str(config), *options, "--callbacks={}", *(f"--trainer.{option}" for option in bare)])
 
 
 def log_folder(trainer: Trainer) -> Path:

@@ -15,7 +15,7 @@ from tests.support.tiny import REPOSITORY, run, write_config
 
 SHIPPED = sorted(
     path
-    for stage in ("cold_start", "rtdmd")
+    for stage in ("cold_start", "rtdmd", "baselines")
     for path in (REPOSITORY / "configs" / stage).glob("*.yaml")
     if path.name != "defaults.yaml"
 )
@@ -83,18 +83,18 @@ def test_every_shipped_config_parses_and_builds(path: Path, monkeypatch):
     cli = fit.parse([*arguments, "--trainer.accelerator=cpu", "--trainer.devices=1"])
     assert isinstance(cli.model, FewStepModule) and isinstance(cli.datamodule, RolloutDataModule)
     assert cli.datamodule.batch_size == cli.model.batch_size
-    assert cli.datamodule.groups == cli.model.batches_per_step
+    assert cli.datamodule.batches_per_step == cli.model.batches_per_step
 
 
 def test_trainer_options_that_contradict_one_another_are_told_in_a_sentence(tiny_folder, tmp_path):
     config = str(write_config(tmp_path, tiny_folder))
-    bar = '[{"class_path": "lightning.pytorch.callbacks.RichProgressBar"}]'
+    bar = "--callbacks.progress=lightning.pytorch.callbacks.RichProgressBar"
     with pytest.raises(UserError, match="enable_progress_bar"):
-        fit.main(["--config", config, "--trainer.enable_progress_bar=false", f"--trainer.callbacks={bar}"])
+        fit.main(["--config", config, "--trainer.enable_progress_bar=false", bar])
 
 
 def test_overrides_on_the_command_line_come_last(tiny_folder, tmp_path):
     config = str(write_config(tmp_path, tiny_folder))
     cli = fit.parse(["--config", config, "--model.sub_interval=false", "--seed_everything=7"])
-    assert cli.model.sub_interval is False and cli.model.consistency.weight == 0.01
+    assert cli.model.matching.sub_interval is False and cli.model.matching.consistency.weight == 0.01
     assert cli.model.seed == cli.datamodule.seed == 7

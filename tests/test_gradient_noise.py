@@ -8,7 +8,7 @@ import torch
 from rtdmd_lightning import fit, gradient_noise
 from rtdmd_lightning.data.stream import StepSampler
 from rtdmd_lightning.gradient_noise import Moments, measure
-from rtdmd_lightning.modules import RTDMDModule
+from rtdmd_lightning.losses import PolicySettings
 from rtdmd_lightning.utils.errors import UserError
 from tests.support.tiny import write_config
 from tests.support.tiny_rtdmd import save_cold_start, write_rtdmd_config
@@ -60,7 +60,7 @@ def test_the_terms_add_up_to_the_gradient_of_the_run(tmp_path, tiny_folder, cold
     moments, micro_batches = measure(config, [], 1)
     assert micro_batches == 4 and all(moment.count == 4 for moment in moments.values())
     policy = [name for name in moments if name.startswith("policy")]
-    assert len(policy) == 2 and moments.keys() - set(policy) == {"reward back-propagation", "AC-DMD"}
+    assert len(policy) == 2 and moments.keys() - set(policy) == {"reward", "matching"}
     # METHOD: the mean over the trained steps, the last among them.
     total = sum(moment.total / 4 for moment in moments.values()) / 3
     assert torch.as_tensor(total).norm() == pytest.approx(logged["generator/grad_norm"].item(), rel=1e-3)
@@ -72,7 +72,7 @@ def test_every_epoch_is_of_the_same_weights(tmp_path, tiny_folder, cold_start):
     positions = range(16)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StepSampler, "__iter__", lambda self: iter([list(positions)] * 2))
-        patch.setattr(RTDMDModule, "chosen_steps", lambda self, epoch: [0])
+        patch.setattr(PolicySettings, "choose", lambda self, seed, epoch, steps: [0])
         options = ["--model.final_step.matching_weight=0", "--model.policy.shared_noise=false"]
         one, two = (measure(config, options, epochs)[0] for epochs in (1, 2))
     for name, moment in one.items():
@@ -95,4 +95,4 @@ def test_the_table(tmp_path, tiny_folder, cold_start, capsys):
     options = '["--model.policy.trained_steps=1","--model.policy.steps=[0]"]'
     gradient_noise.main([f"--config={config}", f"--options={options}", "--epochs=1"])
     printed = capsys.readouterr().out
-    assert "policy, step 0" in printed and "policy, step 1" not in printed and "AC-DMD" in printed
+    assert "policy, step 0" in printed and "policy, step 1" not in printed and "matching" in printed

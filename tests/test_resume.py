@@ -19,9 +19,7 @@ def test_sigkill_in_the_middle_of_a_step_then_resume_is_bit_identical(tiny_folde
 
     killed = write_config(tmp_path / "killed", tiny_folder)
     arguments = ("--config", str(killed), "--trainer.max_steps=4")
-    dead = run(
-        *arguments, "--trainer.callbacks+=tests.support.tiny.KillDuringStep", "--trainer.callbacks.step=2", check=False
-    )
+    dead = run(*arguments, "--callbacks.kill=tests.support.tiny.KillDuringStep", "--callbacks.kill.step=2", check=False)
     assert dead.returncode == -signal.SIGKILL
     last = tmp_path / "killed/runs/run/checkpoints/last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 2
@@ -40,7 +38,7 @@ def test_an_epoch_of_stage_2_killed_and_resumed_is_bit_identical(tiny_folder, tm
     whole = write_rtdmd_config(tmp_path / "whole", tiny_folder, cold_start)
     run("--config", str(whole))
     killed = write_rtdmd_config(tmp_path / "killed", tiny_folder, cold_start)
-    kill = ("--trainer.callbacks+=tests.support.tiny.KillDuringStep", "--trainer.callbacks.step=1")
+    kill = ("--callbacks.kill=tests.support.tiny.KillDuringStep", "--callbacks.kill.step=1")
     assert run("--config", str(killed), *kill, check=False).returncode == -signal.SIGKILL
     run("--config", str(killed), f"--ckpt_path={tmp_path / 'killed/runs/run/checkpoints/last.ckpt'}")
 

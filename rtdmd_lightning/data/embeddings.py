@@ -33,6 +33,10 @@ class PromptEmbedder:
     def __call__(self, prompts: list[str], device: torch.device) -> Conditioning:
         return Conditioning.cat(self._memory.recall(prompts, self._find)).to(device)
 
+    def remember(self, prompt: str, row: Conditioning) -> None:
+        """What was made elsewhere of one prompt, `[1, ...]`: kept in memory as if it were encoded here."""
+        self._memory.recall([prompt], lambda _: [row])
+
     def _find(self, prompts: list[str]) -> list[Conditioning]:
         if self.store is None:
             return self._encode(prompts)

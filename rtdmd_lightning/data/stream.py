@@ -72,19 +72,20 @@ def samples_per_process(batch_size: int, world_size: int) -> int:
 class StepSampler(Sampler[list[int]]):
     """This process's stream positions of every optimizer step, from step `first_step` on, without end.
 
-    A step takes `groups` groups of `batch_size` positions; of each group, process r of W takes the r-th W-th.
+    A step takes `batches` batches of `batch_size` positions; of each batch, process r of W takes the r-th W-th.
     """
 
-    def __init__(self, *, batch_size: int, groups: int, first_step: int, rank: int, world_size: int) -> None:
+    def __init__(self, *, batch_size: int, batches: int, first_step: int, rank: int, world_size: int) -> None:
         self.local = samples_per_process(batch_size, world_size)
-        self.batch_size, self.groups, self.first_step, self.rank = batch_size, groups, first_step, rank
+        self.batch_size, self.batches, self.first_step, self.rank = batch_size, batches, first_step, rank
 
     def __iter__(self) -> Iterator[list[int]]:
-        start = self.first_step * self.groups * self.batch_size + self.rank * self.local
+        of_step = self.batches * self.batch_size
+        start = self.first_step * of_step + self.rank * self.local
         while True:
-            groups = range(start, start + self.groups * self.batch_size, self.batch_size)
-            yield [position for group in groups for position in range(group, group + self.local)]
-            start += self.groups * self.batch_size
+            firsts = range(start, start + of_step, self.batch_size)
+            yield [position for first in firsts for position in range(first, first + self.local)]
+            start += of_step
 
 
 def collate(items: list[tuple[int, dict]]) -> PromptBatch:
@@ -96,28 +97,28 @@ def collate(items: list[tuple[int, dict]]) -> PromptBatch:
 
 
 class RolloutDataModule(L.LightningDataModule):
-    """The prompts that the modules roll out: a training step's groups of batches, the same ones on any number of processes.
+    """The prompts that the modules roll out: a training step's batches, the same ones on any number of processes.
 
     Args:
         prompts: where they are, see `load_prompts`.
         batch_size: samples of one forward pass over all processes (linked from the model).
-        groups: how many such batches one training step consumes (linked from the model).
+        batches_per_step: how many such batches one training step consumes (linked from the model).
         images_per_prompt: how many samples in a row share a prompt (linked from the model). A group may span batches and
             processes, but not training steps.
         seed: of the prompt order (linked from `seed_everything`).
     """
 
     def __init__(
-        self, prompts: str, batch_size: int = 1, groups: int = 1, images_per_prompt: int = 1, seed: int = 0
+        self, prompts: str, batch_size: int = 1, batches_per_step: int = 1, images_per_prompt: int = 1, seed: int = 0
     ) -> None:
         super().__init__()
-        if (samples := batch_size * groups) % images_per_prompt:
+        if (samples := batch_size * batches_per_step) % images_per_prompt:
             raise UserError(
-                f"an epoch must hold whole groups of a prompt's images: {groups} batches x {batch_size} samples "
+                f"an epoch must hold whole groups of a prompt's images: {batches_per_step} batches x {batch_size} samples "
                 f"= {samples} is no multiple of model.images_per_prompt {images_per_prompt} "
                 f"({samples} / {images_per_prompt} = {samples / images_per_prompt:.2f} prompts)"
             )
-        self.batch_size, self.groups, self.seed = batch_size, groups, seed
+        self.batch_size, self.batches_per_step, self.seed = batch_size, batches_per_step, seed
         self.stream = PromptStream(load_prompts(prompts), seed, images_per_prompt)
 
     def train_dataloader(self) -> DataLoader:
@@ -125,7 +126,7 @@ class RolloutDataModule(L.LightningDataModule):
         # The position is a function of the step alone, so a resumed run goes on exactly where it stopped.
         sampler = StepSampler(
             batch_size=self.batch_size,
-            groups=self.groups,
+            batches=self.batches_per_step,
             first_step=self.trainer.global_step,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from rtdmd_lightning.rewards.pixels import to_pil
+from rtdmd_lightning.rewards.base import to_pil
 from rtdmd_lightning.utils.files import appearing_at
 
 

@@ -12,10 +12,13 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its standard error (NaN for a single value)."""
+    """A mean and its standard error, which a single value does not have. A format like `.3f` is for both numbers."""
 
     mean: float
-    error: float
+    error: float | None
+
+    def __format__(self, spec: str) -> str:
+        return format(self.mean, spec) if self.error is None else f"{self.mean:{spec}} ± {self.error:{spec}}"
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ def per_prompt(scores: Sequence[float], prompts: int) -> list[float]:
 
 def estimate(scores: Sequence[float]) -> Estimate:
     """Of N scores: their mean, and s / sqrt(N) with the unbiased s."""
-    return Estimate(float(np.mean(scores)), float(stats.sem(scores)) if len(scores) > 1 else math.nan)
+    return Estimate(float(np.mean(scores)), float(stats.sem(scores)) if len(scores) > 1 else None)
 
 
 def paired_difference(scores: Sequence[float], baseline: Sequence[float]) -> Difference:
@@ -47,7 +50,7 @@ def paired_difference(scores: Sequence[float], baseline: Sequence[float]) -> Dif
     """
     differences = np.subtract(scores, baseline)
     spread = estimate(differences.tolist())
-    if len(differences) < 2:
+    if spread.error is None:
         return Difference(spread.mean, math.nan, math.nan)
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1)) * spread.error
     return Difference(spread.mean, spread.mean - half, spread.mean + half)

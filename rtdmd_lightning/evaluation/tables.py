@@ -95,7 +95,7 @@ def _tag_table(result: SetResult, reward: str, tags: list[str]) -> Table:
 
 def _estimate_cell(scores: list[float]) -> Cell:
     found = estimate(scores)
-    return Cell(f"{found.mean:.4f}" if math.isnan(found.error) else f"{found.mean:.4f} ± {found.error:.4f}")
+    return Cell(f"{found:.4f}")
 
 
 def _published_cells(result: SetResult, entry: str) -> list[Cell]:

@@ -5,10 +5,13 @@ Source: METHOD section 6. It is pure logic on `Detection`s, whoever found them.
 
 from dataclasses import dataclass
 
-from rtdmd_lightning.geneval.relation import spatial_relations
+import numpy as np
+
 from rtdmd_lightning.utils.errors import UserError
 
 MAX_OBJECTS_PER_CLASS = 16
+POSITION_THRESHOLD = 0.1
+DIRECTION_COSINE = 0.5
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,23 @@ class GenEvalScore:
 
     soft: float
     strict: bool
+
+
+def spatial_relations(box: tuple[float, ...], other: tuple[float, ...]) -> set[str]:
+    """Which of GenEval's four relations the first box has to the second.
+
+    The offset between the centres is shrunk, per axis, by `POSITION_THRESHOLD` times the summed sizes; a relation holds
+    where what is left, over the length of the whole offset, exceeds `DIRECTION_COSINE` (METHOD section 6).
+    """
+    a, b = np.asarray(box, dtype=float), np.asarray(other, dtype=float)
+    offset = (a[:2] + a[2:] - b[:2] - b[2:]) / 2
+    sizes = (a[2:] - a[:2]) + (b[2:] - b[:2])
+    length = np.linalg.norm(offset)
+    if length == 0:
+        return set()
+    dx, dy = np.sign(offset) * np.maximum(np.abs(offset) - POSITION_THRESHOLD * sizes, 0) / length
+    held = {"left of": -dx, "right of": dx, "above": -dy, "below": dy}
+    return {name for name, cosine in held.items() if cosine > DIRECTION_COSINE}
 
 
 def geneval_score(detections: list[Detection], metadata: dict) -> GenEvalScore:

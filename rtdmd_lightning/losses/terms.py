@@ -20,5 +20,8 @@ Terms = dict[str, Term]
 
 
 def total(terms: Mapping[str, Term]) -> Tensor:
-    """The loss: `Σ weight·value`."""
+    """The loss: `Σ weight·value`, a scalar with the gradients of all terms.
+
+    Raises RuntimeError where there is no term.
+    """
     return torch.stack([term.weight * term.value for term in terms.values()]).sum()

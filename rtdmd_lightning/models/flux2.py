@@ -7,11 +7,11 @@ from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
 from diffusers.models.transformers.transformer_flux2 import Flux2SingleTransformerBlock, Flux2TransformerBlock
 from torch import Tensor, nn
 
-from rtdmd_lightning.models.folder import check_folder, read_config
+from rtdmd_lightning.models.folder import read_config
 from rtdmd_lightning.models.packed import PackedBackbone
 from rtdmd_lightning.objectives import flux2_mu
 from rtdmd_lightning.sampling.structures import Conditioning
-from rtdmd_lightning.utils.errors import UserError, first_line
+from rtdmd_lightning.utils.errors import UserError
 
 MOST_SINGLE_BLOCKS = 48  # FLUX.2-dev's; klein has 20 or 24
 
@@ -47,7 +47,7 @@ class Flux2Backbone(PackedBackbone):
     def check(self) -> None:
         super().check()
         if self.generator_pretrained is not None:
-            check_folder(self.generator_pretrained, ["transformer"])
+            self.source.check(self.generator_pretrained, ["transformer"])
 
     def check_teacher(self) -> None:
         if read_config(Flux2KleinPipeline, self.pretrained).get("is_distilled"):
@@ -59,16 +59,8 @@ class Flux2Backbone(PackedBackbone):
     def load_generator_base(self) -> nn.Module | None:
         if self.generator_pretrained is None:
             return None
-        check_folder(self.generator_pretrained, ["transformer"])
-        try:
-            transformer = Flux2Transformer2DModel.from_pretrained(
-                self.generator_pretrained, subfolder="transformer", dtype=self.dtype
-            )
-        except OSError as error:
-            raise UserError(
-                f"cannot load the generator's base {self.generator_pretrained!r}: {first_line(error)}"
-            ) from error
-        return self._frozen(transformer)
+        self.source.check(self.generator_pretrained, ["transformer"])
+        return self._frozen(self.source.transformer(self.transformer_class, self.generator_pretrained, self.dtype))
 
     def encode_with(self, pipeline: Any, prompts: list[str]) -> Conditioning:
         embeds, _ = pipeline.encode_prompt(

@@ -15,6 +15,8 @@ class PackedBackbone(PipelineBackbone):
     here alike. The levels of the schedules, transitions and targets are not rounded.
     """
 
+    dynamic_shifting = True
+
     @abstractmethod
     def dynamic_mu(self, steps: int) -> float:
         """The exponential shift's mu for a schedule of that many steps at the training resolution."""

@@ -9,10 +9,10 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from rtdmd_lightning.models.base import Backbone
-from rtdmd_lightning.models.folder import check_folder, read_config
 from rtdmd_lightning.models.identity import identity
+from rtdmd_lightning.models.source import Pretrained, Source
 from rtdmd_lightning.sampling.structures import Conditioning
-from rtdmd_lightning.utils.errors import UserError, first_line, require
+from rtdmd_lightning.utils.errors import UserError, require
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -35,6 +35,9 @@ class PipelineBackbone(Backbone):
 
     encoders: ClassVar[tuple[str, ...]]
     """The pipeline's parts that read prompts: text encoders, then tokenizers."""
+
+    dynamic_shifting: ClassVar[bool]
+    """Whether the family's published schedulers shift the levels by the size of the image."""
 
     longest_text: ClassVar[int] = 512
     """The largest `max_sequence_length`. SD3's and FLUX.1's pipelines refuse more; FLUX.2's names it as its tokenizer's limit."""
@@ -65,6 +68,7 @@ class PipelineBackbone(Backbone):
         self.gradient_checkpointing = gradient_checkpointing
         self.embedding_cache = embedding_cache
         self.text_encoders = text_encoders
+        self.source: Source = Pretrained()
         self.pipeline: Any = None
         self._text_pipeline: Any = None  # the one whose text encoders are loaded
         self._device = torch.device("cpu")
@@ -102,6 +106,19 @@ class PipelineBackbone(Backbone):
     @abstractmethod
     def encode_with(self, pipeline: Any, prompts: list[str]) -> Conditioning:
         """B prompts to their conditioning by a pipeline of this family, of which only encoders and tokenizers are loaded."""
+
+    @property
+    def text_tokens(self) -> int:
+        """How many tokens of text condition the transformer; reads configs only."""
+        return self.max_sequence_length
+
+    def blank_conditioning(self, count: int) -> Conditioning:
+        """Zeros of the shapes and the dtype that `encode_prompts` gives for that many prompts. Needs no text encoder."""
+        config = self.loaded.transformer.config
+        embeds = torch.zeros(count, self.text_tokens, config.joint_attention_dim, dtype=self.dtype)
+        if "pooled_projection_dim" not in config:
+            return Conditioning(embeds)
+        return Conditioning(embeds, torch.zeros(count, config.pooled_projection_dim, dtype=self.dtype))
 
     def encoder_identity(self) -> dict[str, Any]:
         self._check_folder()
@@ -144,7 +161,7 @@ class PipelineBackbone(Backbone):
     def read_config(self, part: str) -> dict[str, Any]:
         """A part's config, without its weights."""
         readers = {"scheduler": FlowMatchEulerDiscreteScheduler, "vae": AutoencoderKL}
-        return read_config(readers.get(part, self.transformer_class), self.pretrained, part)
+        return self.source.config(readers.get(part, self.transformer_class), self.pretrained, part)
 
     def unused_encoders(self) -> tuple[str, ...]:
         """Of `encoders`, those that the options leave out; they are not loaded."""
@@ -180,10 +197,7 @@ class PipelineBackbone(Backbone):
     def _open(self, **given: Any) -> Any:
         """The pipeline, frozen; parts that are given, or that the options leave out, are not read."""
         given = dict.fromkeys(self.unused_encoders()) | given
-        try:
-            pipeline = self.pipeline_class.from_pretrained(self.pretrained, dtype=self.dtype, **given)
-        except OSError as error:
-            raise UserError(f"cannot load the base model {self.pretrained!r}: {first_line(error)}") from error
+        pipeline = self.source.pipeline(self.pipeline_class, self.pretrained, self.dtype, given)
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
@@ -194,7 +208,7 @@ class PipelineBackbone(Backbone):
         return [part for part in self.encoders if part not in unused]
 
     def _check_folder(self) -> None:
-        check_folder(self.pretrained, ["transformer", "vae", "scheduler", *self._used_encoders()])
+        self.source.check(self.pretrained, ["transformer", "vae", "scheduler", *self._used_encoders()])
 
     def _outline(self) -> nn.Module:
         """The transformer's shapes, which SD3's pipeline asks for when it encodes without T5."""

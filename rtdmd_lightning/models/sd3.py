@@ -35,6 +35,7 @@ class SD3Backbone(PipelineBackbone):
     pipeline_class = StableDiffusion3Pipeline
     transformer_class = SD3Transformer2DModel
     block_classes = (JointTransformerBlock,)
+    dynamic_shifting = False
     encoders = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", *T5_PARTS)
 
     def __init__(
@@ -52,6 +53,11 @@ class SD3Backbone(PipelineBackbone):
 
     def unused_encoders(self) -> tuple[str, ...]:
         return () if self.use_t5 else T5_PARTS
+
+    @property
+    def text_tokens(self) -> int:
+        """CLIP's come before T5's."""
+        return self.read_config("text_encoder")["max_position_embeddings"] + self.max_sequence_length
 
     def encode_with(self, pipeline: Any, prompts: list[str]) -> Conditioning:
         embeds, _, pooled, _ = pipeline.encode_prompt(

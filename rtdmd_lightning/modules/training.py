@@ -27,7 +27,7 @@ from rtdmd_lightning.roles import check_settings, read
 from rtdmd_lightning.roles.adapter import SCALE_KEY
 from rtdmd_lightning.roles.drawing import draw, roll_out
 from rtdmd_lightning.roles.lora import LoraSettings
-from rtdmd_lightning.roles.roles import EMA, Roles, Stacks
+from rtdmd_lightning.roles.roles import EMA, TEACHER, Roles, Stacks
 from rtdmd_lightning.sampling.sampler import SAMPLERS, Sampler, SamplerName, SamplerSettings, StepNoise
 from rtdmd_lightning.sampling.structures import Conditioning, Trajectory
 from rtdmd_lightning.utils.errors import UserError, require
@@ -103,9 +103,10 @@ class FewStepModule(L.LightningModule, ABC):
     def check(self) -> None:
         """Raises UserError for what `configure_model` would refuse, as far as it can be told without reading weights."""
         self.backbone.check()
-        self.backbone.check_teacher()
         self.backbone.sigmas(self.sampler_settings.steps)
         self.frozen_adapters()
+        if TEACHER in self.stacks():
+            self.backbone.check_teacher()
 
     def configure_model(self) -> None:
         """Read the base, build the roles and shard them, once: Lightning may call this again."""

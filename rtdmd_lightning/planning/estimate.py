@@ -46,7 +46,7 @@ class Trace(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MemoryEstimate:
     """Bytes of one GPU, by part; `activations` are what comes and goes beyond the gradients, at the worst moment."""
 
     base: int
@@ -74,10 +74,10 @@ class Estimate:
         return next((f"{gpu} GB" for gpu in GPUS if size <= (1 - HEADROOM) * gpu * GIB), "none")
 
 
-def one_base(trace: Trace, processes: int, *, checkpointing: bool) -> Estimate:
+def one_base(trace: Trace, processes: int, *, checkpointing: bool) -> MemoryEstimate:
     """This project under DDP (or alone): every role an adapter of one base. DDP keeps buckets as large as what it trains."""
     buckets = trace.trained if processes > 1 else 0
-    return Estimate(
+    return MemoryEstimate(
         base=sum(base.total for base in trace.bases),
         adapters=trace.trained + trace.frozen,
         gradients=trace.gradients + buckets,
@@ -89,9 +89,9 @@ def one_base(trace: Trace, processes: int, *, checkpointing: bool) -> Estimate:
     )
 
 
-def sharded(trace: Trace, processes: int, *, checkpointing: bool) -> Estimate:
+def sharded(trace: Trace, processes: int, *, checkpointing: bool) -> MemoryEstimate:
     """This project under FSDP2: base, adapters, gradients and optimizer in equal parts, and the blocks gathered at a moment."""
-    return Estimate(
+    return MemoryEstimate(
         base=sum(_sharded(base, processes) for base in trace.bases),
         adapters=(trace.trained + trace.frozen) // processes,
         gradients=trace.gradients // processes,
@@ -103,10 +103,10 @@ def sharded(trace: Trace, processes: int, *, checkpointing: bool) -> Estimate:
     )
 
 
-def four_copies(trace: Trace, processes: int, *, checkpointing: bool) -> Estimate:
+def four_copies(trace: Trace, processes: int, *, checkpointing: bool) -> MemoryEstimate:
     """Generator, fake score, teacher and EMA as transformers of their own, with the same adapters: METHOD's public code."""
     ours = one_base(trace, processes, checkpointing=checkpointing)
-    return Estimate(**vars(ours) | {"base": COPIES * trace.bases[0].total})
+    return MemoryEstimate(**vars(ours) | {"base": COPIES * trace.bases[0].total})
 
 
 def _sharded(base: Base, processes: int) -> int:

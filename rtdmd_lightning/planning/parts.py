@@ -72,7 +72,7 @@ def pipeline_configs(backbone: PipelineBackbone) -> PipelineConfigs:
     parts = {part: companion(key) for part, key in COMPANIONS[name].items()}
     transformer = PartConfig("diffusers", backbone.transformer_class.__name__, published(name).transformer)
     # Levels do not change a byte, but a family checks that its scheduler is of its kind.
-    scheduler = {"shift": 3.0, "use_dynamic_shifting": "text_encoder_3" not in parts}
+    scheduler = {"shift": 3.0, "use_dynamic_shifting": backbone.dynamic_shifting}
     return PipelineConfigs({"transformer": transformer, **parts}, scheduler)
 
 

@@ -2,10 +2,10 @@
 
 from rich.table import Table
 
-from rtdmd_lightning.planning.estimate import GIB, GPUS, HEADROOM, Estimate
+from rtdmd_lightning.planning.estimate import GIB, GPUS, HEADROOM, MemoryEstimate
 
 DDP, UNCHECKPOINTED, FSDP2, COPIES = "DDP", "DDP, no checkpointing", "FSDP2", "four copies, DDP"
-Columns = dict[str, Estimate]
+Columns = dict[str, MemoryEstimate]
 """Of a run, by these names."""
 
 PARTS = {
@@ -50,7 +50,7 @@ def terminal(title: str, columns: Columns, processes: int) -> Table:
     for heading, sizes in sums.items():
         table.add_section()
         table.add_row(heading, *(f"{size / scale:.2f}" for size in sizes))
-        table.add_row("fits", *(Estimate.fits(size) for size in sizes))
+        table.add_row("fits", *(MemoryEstimate.fits(size) for size in sizes))
     return table
 
 
@@ -62,7 +62,7 @@ def markdown(title: str, columns: Columns, processes: int) -> str:
 
     def sums(name: str) -> str:
         sizes = (columns[name].with_cached_prompts, columns[name].total)
-        return ", ".join(f"{gib(size)} ({Estimate.fits(size)})" for size in sizes)
+        return ", ".join(f"{gib(size)} ({MemoryEstimate.fits(size)})" for size in sizes)
 
     ours = columns[DDP]
     cells = [

@@ -7,10 +7,7 @@ Fake tensors are those of a CPU, which has a fused attention like the GPU's.
 import copy
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from unittest import mock
 
 import torch
 from lightning import Trainer
@@ -22,13 +19,13 @@ from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE, FROM_BASE, GENER
 from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.planning.blocks import Kind, few, for_all_blocks
 from rtdmd_lightning.planning.estimate import Base, Trace
-from rtdmd_lightning.planning.parts import parameter_bytes
+from rtdmd_lightning.planning.parts import PipelineConfigs, parameter_bytes, pipeline_configs
 from rtdmd_lightning.planning.phases import ROLLOUT, cold_start_phases, reinforcement_phases
 from rtdmd_lightning.planning.rewards import StandIn, stand_ins, tower_kinds
-from rtdmd_lightning.planning.tracking import AllocationTracker, faked, normalised_in_float32
-from rtdmd_lightning.planning.weightless import Weightless, weightless
+from rtdmd_lightning.planning.tracking import AllocationTracker, Float32Normalisation, faked, recomputed
+from rtdmd_lightning.planning.weightless import Weightless, block_kinds, text_encoder_bytes, weightless
 from rtdmd_lightning.roles import lora
-from rtdmd_lightning.roles.roles import GENERATOR
+from rtdmd_lightning.roles.roles import FAKE_SCORE, GENERATOR
 from rtdmd_lightning.utils.errors import UserError
 
 Planned = ACDMDModule | RTDMDModule
@@ -44,55 +41,61 @@ def trace(module: FewStepModule, trainer: Trainer) -> Trace:
             f"{type(module).__name__} with {type(module.backbone).__name__} cannot be planned: the phases of ACDMDModule and "
             "RTDMDModule are known, with backbones that are a PipelineBackbone"
         )
-    backbone = weightless(module.backbone)
-    blocks = backbone.blocks + (tower_kinds(module.rewards) if isinstance(module, RTDMDModule) else Counter())
-    return for_all_blocks([trace_blocks(module, trainer, backbone, fewer) for fewer in few(blocks)], blocks)
+    configs = pipeline_configs(module.backbone)
+    blocks = block_kinds(module.backbone, configs)
+    if isinstance(module, RTDMDModule):
+        blocks += tower_kinds(module.rewards)
+    return for_all_blocks([trace_blocks(module, trainer, configs, fewer) for fewer in few(blocks)], blocks)
 
 
-def trace_blocks(module: Planned, trainer: Trainer, backbone: Weightless, blocks: Counter[Kind]) -> Trace:
+def trace_blocks(module: Planned, trainer: Trainer, configs: PipelineConfigs, blocks: Counter[Kind]) -> Trace:
     """As `trace`, but as if transformer and rewards had these blocks only."""
-    module, backbone = copy.deepcopy(module), backbone.with_blocks(blocks)
-    module.backbone, module.initial_adapter = backbone, None
+    module = copy.deepcopy(module)
+    assert isinstance(module.backbone, PipelineBackbone)
+    source = Weightless(type(module.backbone), configs, blocks)
+    backbone = module.backbone = weightless(module.backbone, source)
+    module.initial_adapter = None
     with tempfile.TemporaryDirectory() as folder:
         if isinstance(module, RTDMDModule):
-            _place_cold_start(module, backbone, Path(folder))
+            _place_cold_start(module, source, Path(folder))
         with faked():
             if isinstance(module, RTDMDModule):
                 module.rewards = stand_ins(module.rewards, blocks)
-            with modules_stay():
-                module.configure_model()
-            return _assemble(module, backbone, *_weigh(module, trainer))
+            module.configure_model()
+            checkpointed, full = _weigh(module, backbone, trainer)
+            return _assemble(module, backbone, text_encoder_bytes(backbone, configs), checkpointed, full)
 
 
-@contextmanager
-def modules_stay() -> Iterator[None]:
-    """`nn.Module.to` does nothing: torch cannot apply it to fake parameters, and here nothing needs to be moved."""
-    with mock.patch.object(nn.Module, "to", lambda module, *args, **kwargs: module):
-        yield
+def _place_cold_start(module: RTDMDModule, source: Weightless, folder: Path) -> None:
+    """A cold start of the new adapters' rank, in the run's own format, of meta tensors: the user's may not exist yet.
 
-
-def _place_cold_start(module: RTDMDModule, backbone: Weightless, folder: Path) -> None:
-    """A cold start of the new adapters' rank, in the run's own format, of meta tensors: the user's may not exist yet."""
-    bare = backbone.bare_transformer()
+    A file for the generator, and for the fake score where it is trained and does not start from the base.
+    """
+    bare = source.bare_transformer()
     with torch.device("meta"):
-        lora.add_adapter(bare, GENERATOR, module.lora, backbone.lora_targets)
+        lora.add_adapter(bare, GENERATOR, module.lora, module.backbone.lora_targets)
     state = {
         path.replace(f".{GENERATOR}.", ".default."): torch.empty(parameter.shape, device="meta")
         for path, parameter in lora.adapter_parameters(bare, GENERATOR).items()
     }
-    for name in (GENERATOR_FILE, FAKE_SCORE_FILE):
-        torch.save(state, folder / name)
+    torch.save(state, folder / GENERATOR_FILE)
     module.cold_start = str(folder)
-    module.cold_start_fake = FROM_BASE if module.cold_start_fake == FROM_BASE else None
+    if module.cold_start_fake != FROM_BASE:
+        module.cold_start_fake = None
+        if FAKE_SCORE in module.optimize.settings:
+            torch.save(state, folder / FAKE_SCORE_FILE)
 
 
-def _weigh(module: Planned, trainer: Trainer) -> tuple[dict[str, int], dict[str, int]]:
+def _weigh(module: Planned, backbone: PipelineBackbone, trainer: Trainer) -> tuple[dict[str, int], dict[str, int]]:
     """By phase the peak beyond what was there before the first: with gradient checkpointing, and without."""
     local = module.batch_size // trainer.world_size
     tracker = AllocationTracker()
-    tracker.hold(tensor for network in _networks(module) for tensor in (*network.parameters(), *network.buffers()))
+    tracker.hold(
+        tensor for network in _networks(module, backbone) for tensor in (*network.parameters(), *network.buffers())
+    )
     start = tracker.current
-    with tracker, normalised_in_float32():
+    with tracker, Float32Normalisation():
+        module.embed.remember("", backbone.blank_conditioning(1))  # the prompt of all samples
         phases = (
             cold_start_phases(module, local) if isinstance(module, ACDMDModule) else reinforcement_phases(module, local)
         )
@@ -108,36 +111,37 @@ def _weigh(module: Planned, trainer: Trainer) -> tuple[dict[str, int], dict[str,
 
         rollout = {ROLLOUT: peak(ROLLOUT)}  # without gradient, so the same either way
         for base in module.roles.bases:
-            base.enable_gradient_checkpointing()  # type: ignore[operator]
+            base.enable_gradient_checkpointing(recomputed)  # type: ignore[operator]
         checkpointed = peaks_of_steps()
         for base in module.roles.bases:
             base.disable_gradient_checkpointing()  # type: ignore[operator]
         return rollout | checkpointed, rollout | peaks_of_steps()
 
 
-def _networks(module: Planned) -> list[nn.Module]:
+def _networks(module: Planned, backbone: PipelineBackbone) -> list[nn.Module]:
     rewards = module.rewards.rewards.values() if isinstance(module, RTDMDModule) else ()
-    assert isinstance(module.backbone, PipelineBackbone)
     return [
         *module.roles.bases,
-        module.backbone.loaded.vae,
+        backbone.loaded.vae,
         *(network for reward in rewards for network in reward.networks()),
     ]
 
 
-def _assemble(module: Planned, backbone: Weightless, checkpointed: dict, full: dict) -> Trace:
+def _assemble(
+    module: Planned, backbone: PipelineBackbone, text_encoders: int, checkpointed: dict[str, int], full: dict[str, int]
+) -> Trace:
     trained = [parameter for role in module.roles.trained for parameter in module.roles.parameters_of(role)]
     adapters = [
         parameter for base in module.roles.bases for path, parameter in base.named_parameters() if ".lora_" in path
     ]
     rewards = module.rewards.rewards.values() if isinstance(module, RTDMDModule) else ()
     return Trace(
-        bases=tuple(_base(base, module.backbone.block_classes) for base in module.roles.bases),
+        bases=tuple(_base(base, backbone.block_classes) for base in module.roles.bases),
         trained=parameter_bytes(trained),
         frozen=parameter_bytes(adapters) - parameter_bytes(trained),
         gradients=parameter_bytes(module.roles.parameters_of(GENERATOR)),
         vae=parameter_bytes(backbone.loaded.vae.parameters()),
-        text_encoders=backbone.text_encoder_bytes(),
+        text_encoders=text_encoders,
         rewards=sum(reward.bytes() for reward in rewards if isinstance(reward, StandIn)),
         checkpointed=checkpointed,
         full=full,

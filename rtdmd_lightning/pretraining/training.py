@@ -8,7 +8,16 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 
 def fit(module, batches, run_dir: Path, steps: int, *, precision="32-true", callbacks=()) -> None:
-    """One resumable Lightning run of `steps` optimizer steps."""
+    """One resumable Lightning run: started again, it goes on from its last checkpoint.
+
+    Args:
+        module: what is trained.
+        batches: the DataLoader, as often as `steps` needs it.
+        run_dir: checkpoints and TensorBoard logs.
+        steps: optimizer steps, those of earlier starts included.
+        precision: Lightning's.
+        callbacks: further ones.
+    """
     checkpoints = ModelCheckpoint(run_dir, save_last=True, every_n_train_steps=500)
     trainer = L.Trainer(
         max_steps=steps,

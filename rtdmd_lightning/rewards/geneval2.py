@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from rtdmd_lightning.rewards.base import Reward
-from rtdmd_lightning.rewards.pixels import to_pil
+from rtdmd_lightning.rewards.base import Reward, to_pil
 from rtdmd_lightning.rewards.state import whole_pretrained
 from rtdmd_lightning.rewards.weights import Source, loading
 from rtdmd_lightning.utils.errors import UserError

@@ -20,8 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rtdmd_lightning.rewards.base import Reward
-from rtdmd_lightning.rewards.pixels import to_pil
+from rtdmd_lightning.rewards.base import Reward, to_pil
 from rtdmd_lightning.rewards.state import build_empty, fill, read_state
 from rtdmd_lightning.rewards.weights import Source, loading
 from rtdmd_lightning.utils.errors import UserError

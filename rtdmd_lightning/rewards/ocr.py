@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.text import edit_distance
 
-from rtdmd_lightning.rewards.base import Reward
-from rtdmd_lightning.rewards.pixels import grey_levels
+from rtdmd_lightning.rewards.base import Reward, grey_levels
 from rtdmd_lightning.utils.errors import UserError
 
 

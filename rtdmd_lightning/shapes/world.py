@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rtdmd_lightning.geneval.relation import spatial_relations
+from rtdmd_lightning.geneval.score import spatial_relations
 
 IMAGE_SIZE = 32
 QUADRANT = IMAGE_SIZE // 2

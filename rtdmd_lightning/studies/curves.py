@@ -7,39 +7,24 @@ has reached. Between two evaluations a score is interpolated linearly; a run is 
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from rtdmd_lightning.evaluation.statistics import estimate
+from rtdmd_lightning.evaluation.statistics import Estimate, estimate
 from rtdmd_lightning.utils.errors import UserError
 
 STEP, SECONDS = "step", "training_seconds"
 AXES = {STEP: "generator updates", SECONDS: "seconds of training"}
+
+DIGITS = ".3f"
 
 Curve = list[dict[str, float]]
 """One run's evaluations in the order of their steps."""
 
 Runs = Mapping[str, Mapping[int, Curve]]
 """Variant name to seed to curve."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds with its standard error, which a single seed does not have."""
-
-    mean: float
-    error: float | None
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f}" if self.error is None else f"{self.mean:.3f} ± {self.error:.3f}"
-
-    @staticmethod
-    def of(values: Sequence[float]) -> "Estimate":
-        found = estimate(values)
-        return Estimate(found.mean, found.error if len(values) > 1 else None)
 
 
 def read_curve(path: Path) -> Curve:
@@ -85,8 +70,8 @@ def summarise(runs: Runs, metrics: Sequence[str]) -> dict:
                     for curves in (by_seed, runs[reference])
                 )
                 paired = [values[seed] - theirs[seed] for seed in values if seed in theirs and name != reference]
-                difference = Estimate.of(paired) if paired else None
-                scores[axis][metric] = {"score": Estimate.of(list(values.values())), "difference": difference}
+                difference = estimate(paired) if paired else None
+                scores[axis][metric] = {"score": estimate(list(values.values())), "difference": difference}
         pace = [curve[-1][SECONDS] / curve[-1][STEP] for curve in by_seed.values()]
         updates = [value_at(curve, STEP, SECONDS, budgets[SECONDS]) for curve in by_seed.values()]
         variants[name] = {
@@ -110,7 +95,7 @@ def markdown_table(summary: dict, metrics: Sequence[str]) -> str:
     lines = [["variant", "seeds", "s/update", *titles], ["---"] + ["---:"] * (2 + len(titles))]
     for name, variant in summary["variants"].items():
         cells = [variant["scores"][axis][metric] for axis, metric in columns]
-        scores = [text for cell in cells for text in (str(cell["score"]), _signed(cell["difference"]))]
+        scores = [text for cell in cells for text in (f"{cell['score']:{DIGITS}}", _signed(cell["difference"]))]
         lines.append([name, str(len(variant["seeds"])), f"{variant['seconds_per_update']:.2f}", *scores])
     note = (
         "Mean ± standard error over seeds (of the training; prompts and noise of the evaluation are the same for all). "
@@ -123,7 +108,8 @@ def markdown_table(summary: dict, metrics: Sequence[str]) -> str:
 def _signed(difference: Estimate | None) -> str:
     if difference is None:
         return ""
-    return str(difference) if difference.mean < 0 else f"+{difference}"
+    text = f"{difference:{DIGITS}}"
+    return text if difference.mean < 0 else f"+{text}"
 
 
 def plot(runs: Runs, metrics: Sequence[str], path: Path) -> None:
@@ -150,5 +136,5 @@ def band(
     """Places that all the curves cover, with the mean and the standard error there (0 for one curve)."""
     first, last = max(curve[0][axis] for curve in curves), min(curve[-1][axis] for curve in curves)
     places = np.linspace(first, last, points)
-    estimates = [Estimate.of([value_at(curve, metric, axis, place) for curve in curves]) for place in places]
+    estimates = [estimate([value_at(curve, metric, axis, place) for curve in curves]) for place in places]
     return places, np.array([e.mean for e in estimates]), np.array([e.error or 0.0 for e in estimates])

@@ -10,7 +10,7 @@ from torch import Tensor
 from rtdmd_lightning.studies.linear_gaussian import LinearGaussian
 
 
-class Estimate(NamedTuple):
+class Measured(NamedTuple):
     """A measured number and its standard error."""
 
     value: float
@@ -31,17 +31,17 @@ def mean_test(draws: Tensor, truth: Tensor, *, confidence: float = 0.999) -> Mea
     return MeanTest(distance.item(), float(chi2.ppf(confidence, df=draws.shape[1])))
 
 
-def total_variance(draws: Tensor) -> Estimate:
+def total_variance(draws: Tensor) -> Measured:
     """The trace of the covariance: the expected squared distance of a draw from the mean."""
     squares = (draws - draws.mean(dim=0)).square().sum(dim=1)
-    return Estimate(squares.mean().item(), (squares.std() / len(squares) ** 0.5).item())
+    return Measured(squares.mean().item(), (squares.std() / len(squares) ** 0.5).item())
 
 
-def variance_ratio(draws: Tensor, reference: Tensor) -> Estimate:
+def variance_ratio(draws: Tensor, reference: Tensor) -> Measured:
     """The total variance over that of the reference; the two are independent."""
     above, below = total_variance(draws), total_variance(reference)
     ratio = above.value / below.value
-    return Estimate(ratio, ratio * ((above.error / above.value) ** 2 + (below.error / below.value) ** 2) ** 0.5)
+    return Measured(ratio, ratio * ((above.error / above.value) ** 2 + (below.error / below.value) ** 2) ** 0.5)
 
 
 class Direction(NamedTuple):

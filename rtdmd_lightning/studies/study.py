@@ -133,7 +133,7 @@ class Run:
         """Raises UserError where the run did not evaluate what the study shows."""
         path = self.folder / "eval.jsonl"
         if not path.is_file():
-            raise UserError(f"{self.folder} has no eval.jsonl: the study's config must evaluate (RewardEvalCallback)")
+            raise UserError(f"{self.folder} has no eval.jsonl: the study's config must evaluate (callbacks.evaluation)")
         curve = read_curve(path)
         if missing := [metric for metric in metrics if metric not in curve[-1]]:
             raise UserError(f"{path} has no {missing[0]!r}; it has {', '.join(curve[-1])}")

@@ -2,7 +2,7 @@
 
 A config may begin with `defaults: [other.yaml, …]`, paths relative to itself. The files are merged in that order (mappings
 key by key, everything else replaced), the config itself last. `python -m rtdmd_lightning.fit --config A --config B` merges A
-and B in the same manner, and options on the command line come after all of them.
+and B in the same manner, and options on the command line come after all of them, wherever they stand.
 
 A file that is put after several kinds of runs may hold, under `for_module`, options that only some modules have: a mapping from
 the module's class to what is merged into its `init_args`. Those of other classes are left out.
@@ -74,22 +74,28 @@ def for_module(config: dict[str, Any], module: str | None, path: Path) -> dict[s
 
 
 def expand_config_arguments(arguments: list[str]) -> list[str]:
-    """Replace every `--config FILE` of a command line by one that holds the composed config itself."""
-    expanded, rest, module = [], iter(arguments), None
+    """Put one `--config`, which holds all the composed configs merged, in the place of every `--config FILE`, and first.
+
+    The parser itself would replace a mapping of a former config that it knows no keys of, e.g. that of the callbacks.
+    """
+    merged: dict[str, Any] = {}
+    options, rest = [], iter(arguments)
     for argument in rest:
         option, equals, value = argument.partition("=")
         if option not in ("--config", "-c"):
-            expanded.append(argument)
+            options.append(argument)
             continue
         path = value if equals else next(rest, None)
         if not path:
             raise UserError("--config wants the path of a YAML file")
         config = compose(Path(path))
-        model = config.get("model")
-        module = model.get("class_path", module) if isinstance(model, dict) else module
-        config = for_module(config, module, Path(path))
-        expanded.append(f"--config={yaml.safe_dump(config, sort_keys=False)}")
-    return expanded
+        merged = _merge(merged, for_module(config, _module_of(_merge(merged, config)), Path(path)))
+    return [f"--config={yaml.safe_dump(merged, sort_keys=False)}", *options] if merged else options
+
+
+def _module_of(config: dict[str, Any]) -> str | None:
+    model = config.get("model")
+    return model.get("class_path") if isinstance(model, dict) else None
 
 
 @contextmanager

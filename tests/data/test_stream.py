@@ -19,7 +19,7 @@ def epoch(stream: PromptStream, number: int) -> list[int]:
 
 
 def steps(count: int, **options) -> list[list[int]]:
-    settings = {"batch_size": 4, "groups": 1, "first_step": 0, "rank": 0, "world_size": 1}
+    settings = {"batch_size": 4, "batches": 1, "first_step": 0, "rank": 0, "world_size": 1}
     return list(itertools.islice(StepSampler(**settings | options), count))
 
 
@@ -48,7 +48,7 @@ def test_positions_can_be_read_in_any_order():
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_the_processes_share_out_the_same_positions(groups, world_size):
     """Step by step, the ranks' parts are disjoint, equally long, and together the single process's."""
-    options = {"batch_size": 8, "groups": groups, "world_size": world_size}
+    options = {"batch_size": 8, "batches": groups, "world_size": world_size}
     ranks = [steps(5, **options, rank=rank) for rank in range(world_size)]
     for step, parts in enumerate(zip(*ranks, strict=True)):
         assert {len(part) for part in parts} == {groups * 8 // world_size}
@@ -58,16 +58,16 @@ def test_the_processes_share_out_the_same_positions(groups, world_size):
 
 def test_groups_line_up_over_the_processes():
     """In local slices of B/W, rank r's g-th slice is the r-th part of the step's g-th group of B."""
-    ranks = [steps(2, batch_size=4, groups=3, world_size=2, rank=rank)[1] for rank in range(2)]
+    ranks = [steps(2, batch_size=4, batches=3, world_size=2, rank=rank)[1] for rank in range(2)]
     assert ranks == [[12, 13, 16, 17, 20, 21], [14, 15, 18, 19, 22, 23]]
     for group in range(3):
         parts = [rank[2 * group : 2 * group + 2] for rank in ranks]
-        assert parts[0] + parts[1] == steps(2, batch_size=4, groups=3)[1][4 * group : 4 * group + 4]
+        assert parts[0] + parts[1] == steps(2, batch_size=4, batches=3)[1][4 * group : 4 * group + 4]
 
 
 @pytest.mark.parametrize("first_step", [1, 2, 7])
 def test_resuming_goes_on_exactly(first_step):
-    options = {"batch_size": 6, "groups": 2, "world_size": 3, "rank": 1}
+    options = {"batch_size": 6, "batches": 2, "world_size": 3, "rank": 1}
     assert steps(3, **options, first_step=first_step) == steps(first_step + 3, **options)[first_step:]
 
 
@@ -85,7 +85,7 @@ def test_batch_that_does_not_divide_names_the_arithmetic():
 
 def test_loader_collates_prompts_metadata_and_positions():
     stream = PromptStream(PROMPTS, seed=0)
-    sampler = StepSampler(batch_size=4, groups=2, first_step=11, rank=1, world_size=2)
+    sampler = StepSampler(batch_size=4, batches=2, first_step=11, rank=1, world_size=2)
     batch = next(iter(DataLoader(stream, batch_sampler=sampler, collate_fn=collate)))
     assert batch.indices == [90, 91, 94, 95]
     assert batch.metadata == [stream[position][1] for position in batch.indices]
@@ -100,7 +100,7 @@ class OneRankOfTwo:
 
 def test_data_module_starts_at_the_trainers_step_and_rank(tmp_path):
     (tmp_path / "prompts.txt").write_text("\n".join(entry["prompt"] for entry in PROMPTS))
-    data = RolloutDataModule(str(tmp_path / "prompts.txt"), batch_size=4, groups=2, seed=9)
+    data = RolloutDataModule(str(tmp_path / "prompts.txt"), batch_size=4, batches_per_step=2, seed=9)
     assert isinstance(data, L.LightningDataModule)
     data.trainer = OneRankOfTwo()
     batches = list(itertools.islice(data.train_dataloader(), 2))

@@ -44,8 +44,8 @@ def single(tiny_folder, cold_start, tmp_path_factory):
 def test_two_processes_make_the_single_process_epochs(strategy, syncs, pair, single, tiny_folder, cold_start, tmp_path):
     config = str(write_rtdmd_config(tmp_path, tiny_folder, cold_start, checkpoint_every=2))
     counting = [
-        "--trainer.callbacks+=tests.support.count_syncs.CountSyncs",
-        f"--trainer.callbacks.path={tmp_path / 'syncs.json'}",
+        "--callbacks.count=tests.support.count_syncs.CountSyncs",
+        f"--callbacks.count.path={tmp_path / 'syncs.json'}",
     ]
     pair.fit("--config", config, *STRATEGIES[strategy], *counting)
     one, two = load_checkpoint(single)["state_dict"], load_checkpoint(tmp_path)["state_dict"]
@@ -103,7 +103,7 @@ def test_the_alarm_stops_both_processes_at_the_same_step_with_their_state_kept(
     strategy, pair, tiny_folder, cold_start, tmp_path
 ):
     """The scripted reward falls at step 2 of 4. A rank that went on alone would hang in the next collective."""
-    config = write_rtdmd_config(tmp_path, tiny_folder, cold_start, callbacks=[SCRIPTED, ALARM])
+    config = write_rtdmd_config(tmp_path, tiny_folder, cold_start, callbacks={"evaluation": SCRIPTED, "alarm": ALARM})
     pair.fit("--config", str(config), "--trainer.max_steps=4", *STRATEGIES[strategy])
     rows = (tmp_path / "runs/run/eval.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == [0, 1, 2]

@@ -55,7 +55,7 @@ def test_equal_scores_differ_by_exactly_nothing():
 
 
 def test_one_image_has_a_mean_and_no_error():
-    assert estimate([2.0]).mean == 2 and math.isnan(estimate([2.0]).error)
+    assert estimate([2.0]).mean == 2 and estimate([2.0]).error is None
     found = paired_difference([3.0], [1.0])
     assert found.mean == 2 and math.isnan(found.low) and math.isnan(found.high)
 

@@ -19,6 +19,7 @@ from rtdmd_lightning.sampling.sampler import SamplerSettings
 from rtdmd_lightning.utils.errors import UserError
 from rtdmd_lightning.utils.randomness import SampleRandom
 from tests.support.roles import active_adapters, teacher_velocity
+from tests.support.tiny import tiny_backbone
 from tests.support.tiny_backbones import OPTIONS, RESOLUTION, TEXT_TOKENS, module_of, tiny_backbones
 
 CPU = torch.device("cpu")
@@ -126,6 +127,18 @@ def test_a_pipelines_own_schedule(folders, name):
     pipeline.set_progress_bar_config(disable=True)
     pipeline(prompt="a", num_inference_steps=7, height=RESOLUTION, width=RESOLUTION, max_sequence_length=TEXT_TOKENS)
     assert backbone.pipeline_sigmas(7) == pytest.approx(pipeline.scheduler.sigmas.tolist())
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "sd3"])
+def test_a_blank_conditioning_is_like_a_real_one(folders, tiny_folder, name):
+    backbone = tiny_backbone(tiny_folder) if name == "sd3" else tiny_backbones(folders)[name]
+    backbone.load()
+    real, blank = (
+        found.tensors() for found in (backbone.encode_prompts(["one", "two"]), backbone.blank_conditioning(2))
+    )
+    assert blank.keys() == real.keys()
+    for part, tensor in real.items():
+        assert (blank[part].shape, blank[part].dtype) == (tensor.shape, tensor.dtype), part
 
 
 @pytest.mark.parametrize("name", FAMILIES)

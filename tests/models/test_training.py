@@ -59,8 +59,7 @@ def config_of(stage, folders, name, folder):
         return str(write_rtdmd_config(folder, folders["flux"], cold_start, **options))
     path = write_config(folder, folders["flux"], batch_size=2, **options)
     config = yaml.safe_load(path.read_text())
-    callbacks = config["trainer"]["callbacks"]
-    config["trainer"]["callbacks"] = [one for one in callbacks if "RewardEval" not in one["class_path"]]
+    config["callbacks"]["evaluation"] = None
     path.write_text(yaml.safe_dump(config))
     return str(path)
 

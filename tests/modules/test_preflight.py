@@ -59,7 +59,11 @@ def cold_start(tiny_folder, tmp_path_factory):
         (["--trainer.precision=16-mixed"], "give bf16-mixed"),
         (["--trainer.devices=2"], "--trainer.strategy=ddp_find_unused_parameters_true"),
         (["--trainer.devices=2", "--trainer.strategy=ddp"], "--trainer.strategy=ddp_find_unused_parameters_true"),
-        (["--trainer.devices=2", *STRATEGIES["fsdp2"][:1], STRATEGIES["fsdp2"][3]], "data_parallel_size=2"),
+        (["--trainer.devices=2", STRATEGIES["fsdp2"][0]], "data_parallel_size=2"),  # the part's size is 8
+        (
+            ["--trainer.devices=2", *STRATEGIES["fsdp2"], "--trainer.strategy.data_parallel_size=auto"],
+            "data_parallel_size=2",
+        ),  # the number of nodes
         (["--trainer.devices=3", *STRATEGIES["ddp"]], "4 / 3 = 1.33 samples per process"),
         (["--trainer.accelerator=abacus"], "abacus"),
         (["--trainer.strategy=abacus"], "abacus"),
@@ -193,9 +197,7 @@ def test_one_that_left_no_checkpoint_is_not_to_be_resumed(config, tmp_path):
 
 
 def test_the_last_checkpoint_of_a_run_that_writes_nowhere_is_none(config, sentence_at_start):
-    sentence = sentence_at_start(
-        "--config", config, "--ckpt_path=last", "--trainer.logger=false", "--trainer.callbacks=[]"
-    )
+    sentence = sentence_at_start("--config", config, "--ckpt_path=last", "--trainer.logger=false", "--callbacks={}")
     assert "ckpt_path last is looked for where the run writes" in sentence
 
 

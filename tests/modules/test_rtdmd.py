@@ -1,23 +1,25 @@
 """RTDMD: ratio one, one forward per step, shared noise, what each ablation leaves out."""
 
 import math
+import shutil
 from collections import Counter
 
 import pytest
 
 from rtdmd_lightning import fit
+from rtdmd_lightning.losses import FinalStepSettings
+from rtdmd_lightning.modules.cold_start import GENERATOR_FILE
 from rtdmd_lightning.modules.rtdmd import RTDMDModule
-from rtdmd_lightning.roles.roles import COLD_START, FAKE_SCORE, GENERATOR, TEACHER, Roles
+from rtdmd_lightning.roles.roles import COLD_START, EMA, FAKE_SCORE, GENERATOR, TEACHER, Roles
 from rtdmd_lightning.utils.errors import UserError
-from tests.support.tiny_rtdmd import write_rtdmd_config
+from tests.support.tiny import train
+from tests.support.tiny_rtdmd import save_cold_start, tiny_rtdmd_module, write_rtdmd_config
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def cold_start(tiny_folder, tmp_path_factory):
-    from tests.support.tiny_rtdmd import save_cold_start
-
     return save_cold_start(tiny_folder, tmp_path_factory.mktemp("cold_start"))
 
 
@@ -84,7 +86,7 @@ def test_the_largest_deviation_of_the_epoch_is_logged_and_the_mean_of_the_rest(t
 
     def watched_terms(self, rollout, rows, guidance_scale):
         terms = final_terms(self, rollout, rows, guidance_scale)
-        hinges.append((float(terms["reward"].value), len(rows)))
+        hinges.append((len(rows) * terms["reward"].value.item(), len(rows)))
         return terms
 
     stochastic_loss, final_terms = RTDMDModule.stochastic_loss, RTDMDModule.final_terms
@@ -134,6 +136,21 @@ def test_an_ablation_saves_its_passes(
         pytest.fail("the settings of this test should leave no group without advantages")
     expected = {GENERATOR: generator, FAKE_SCORE: fake_score, TEACHER: teacher, COLD_START: reference}
     assert counts == Counter({role: SAMPLES * count for role, count in expected.items()})
+
+
+def test_without_the_matching_term_there_is_no_fake_score(tmp_path, tiny_folder, cold_start):
+    """Neither its role, its optimizer, nor its file: the generator's, alone in its folder, is enough."""
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(cold_start / GENERATOR_FILE, alone)
+    with pytest.raises(UserError, match=r"model\.cold_start_fake"):
+        tiny_rtdmd_module(tiny_folder, alone)
+    module = tiny_rtdmd_module(tiny_folder, alone, final_step=FinalStepSettings(matching_weight=0.0), micro_batches=1)
+    train(module)
+    assert module.roles.stacks.keys() == {GENERATOR, EMA, COLD_START}
+    assert {key.split(".")[-2] for key in module.state_dict()} == {GENERATOR, EMA}
+    assert len(module.configure_optimizers()) == 1
+    assert not any(FAKE_SCORE in name for name, _ in module.named_parameters())
 
 
 def test_refused(tmp_path, tiny_folder, cold_start):

@@ -3,7 +3,7 @@
 import pytest
 
 from rtdmd_lightning.planning import tables
-from rtdmd_lightning.planning.estimate import GIB, Base, Estimate, Trace, four_copies, one_base, sharded
+from rtdmd_lightning.planning.estimate import GIB, Base, MemoryEstimate, Trace, four_copies, one_base, sharded
 
 TRACE = Trace(
     bases=(Base(total=1000, largest_block=100, outside=40),),
@@ -20,7 +20,7 @@ TRACE = Trace(
 
 def test_one_process():
     estimate = one_base(TRACE, 1, checkpointing=True)
-    assert estimate == Estimate(1000, 120, 40, 160, 100, 7, 500, 3)
+    assert estimate == MemoryEstimate(1000, 120, 40, 160, 100, 7, 500, 3)
     assert estimate.total == 1930 and estimate.with_cached_prompts == 1430
     assert one_base(TRACE, 1, checkpointing=False).total == 1930 + 800
 
@@ -44,12 +44,12 @@ def test_four_copies_are_four_whether_or_not_the_generator_has_its_own_base():
 
 @pytest.mark.parametrize(("size", "gpu"), [(21.5, "24 GB"), (22, "48 GB"), (44, "80 GB"), (72.5, "none")])
 def test_the_smallest_gpu_that_fits_with_headroom(size, gpu):
-    assert Estimate.fits(int(size * GIB)) == gpu
+    assert MemoryEstimate.fits(int(size * GIB)) == gpu
 
 
 def test_markdown_is_a_row_below_its_header():
-    ours = Estimate(10 * GIB, GIB, GIB, 2 * GIB, 4 * GIB, GIB, 8 * GIB, 0)
-    more = Estimate(**vars(ours) | {"activations": 9 * GIB, "base": 40 * GIB})
+    ours = MemoryEstimate(10 * GIB, GIB, GIB, 2 * GIB, 4 * GIB, GIB, 8 * GIB, 0)
+    more = MemoryEstimate(**vars(ours) | {"activations": 9 * GIB, "base": 40 * GIB})
     columns = {tables.DDP: ours, tables.UNCHECKPOINTED: more, tables.FSDP2: ours, tables.COPIES: more}
     header, rule, row = tables.markdown("title", columns, 8).splitlines()
     assert header.count("|") == rule.count("|") == row.count("|")

@@ -1,24 +1,16 @@
-"""The command line: what a prompt has the shape of, how results are printed, and that bad input is one sentence."""
+"""The command line: what is planned, how results are printed, and that bad input is one sentence."""
 
 import pytest
 
-from rtdmd_lightning import plan
+from rtdmd_lightning import fit, plan
 from rtdmd_lightning.planning import tables
-from rtdmd_lightning.planning.estimate import Estimate
-from rtdmd_lightning.planning.weightless import weightless
+from rtdmd_lightning.planning.estimate import MemoryEstimate
+from rtdmd_lightning.planning.phases import GENERATOR_STEP, ROLLOUT
+from rtdmd_lightning.planning.trace import trace
 from rtdmd_lightning.utils.errors import UserError
-from tests.support.tiny import tiny_backbone, write_config
+from tests.support.tiny import REPOSITORY, write_config
 
 NAMES = (tables.DDP, tables.UNCHECKPOINTED, tables.FSDP2, tables.COPIES)
-
-
-def test_a_prompt_has_the_real_shapes(tiny_folder):
-    real = tiny_backbone(tiny_folder)
-    planned = weightless(tiny_backbone(tiny_folder))
-    real.load(), planned.load()
-    wanted, found = real.encode_prompts(["one", "two"]), planned.encode_prompts(["one", "two"])
-    assert found.embeds.shape == wanted.embeds.shape and found.embeds.dtype == wanted.embeds.dtype
-    assert found.pooled.shape == wanted.pooled.shape
 
 
 def test_a_batch_that_does_not_divide_is_refused(tiny_folder, tmp_path):
@@ -38,11 +30,39 @@ def test_a_missing_folder_is_refused(tiny_folder, tmp_path):
         plan.plan(["--config", config, "--model.backbone.pretrained=/nowhere"])
 
 
+def test_a_plan_leaves_the_embedding_cache_alone(tiny_folder, tmp_path):
+    config = str(write_config(tmp_path, tiny_folder))
+    cache = tmp_path / "cache"
+    options = ["--model.backbone.text_encoders=false", f"--model.backbone.embedding_cache={cache}"]
+    assert plan.plan(["--config", config, *options]) == plan.plan(["--config", config])
+    assert not cache.exists()
+
+
+def test_activations_of_a_half_precision_run_are_smaller(tiny_folder, tmp_path):
+    config = str(write_config(tmp_path, tiny_folder))
+    half, single = (
+        plan.plan(["--config", config, f"--trainer.precision={precision}"])[0]
+        for precision in ("bf16-mixed", "32-true")
+    )
+    for name in (tables.DDP, tables.UNCHECKPOINTED):
+        assert half[name].activations < single[name].activations
+
+
+def test_stage_2_without_the_matching_term_has_no_fake_score(monkeypatch):
+    """Trained is the generator's adapter alone; frozen are its cold start and its average, of the same size."""
+    monkeypatch.chdir(REPOSITORY)
+    options = ["--model.final_step.matching_weight=0", "--model.cold_start_fake=/nowhere/fake_score.pt"]
+    run = fit.parse(["--config=configs/rtdmd/tiny_sd3.yaml", *options, *plan.ANYWHERE])
+    traced = trace(run.model, run.trainer)
+    assert (traced.trained, traced.frozen) == (traced.gradients, 2 * traced.gradients)
+    assert list(traced.checkpointed) == list(traced.full) == [ROLLOUT, GENERATOR_STEP]
+
+
 @pytest.mark.parametrize(
     ("extra", "wanted"), [([], "1 GPU(s)"), (["--markdown"], "| tiny/config | 1 |")], ids=["terminal", "markdown"]
 )
 def test_the_title_is_the_config_and_markdown_an_option_of_its_own(extra, wanted, monkeypatch, capsys):
-    estimate = Estimate(*[2**20] * 8)
+    estimate = MemoryEstimate(*[2**20] * 8)
     asked = []
     monkeypatch.setattr(plan, "plan", lambda options: (asked.extend(options), (dict.fromkeys(NAMES, estimate), 1))[1])
     plan.main(["--config", "a/tiny/config.yaml", *extra])

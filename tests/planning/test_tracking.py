@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from rtdmd_lightning.planning.tracking import AllocationTracker, faked, normalised_in_float32
+from rtdmd_lightning.planning.tracking import AllocationTracker, Float32Normalisation, faked
 
 
 def test_storages_count_once_and_until_they_are_let_go():
@@ -49,11 +49,20 @@ def test_code_that_reads_a_fake_number_goes_on():
         )
 
 
+def test_fake_modules_are_cast_in_place():
+    with faked():
+        layer = torch.nn.Linear(2, 2)
+        weight = layer.weight
+        assert layer.to(torch.bfloat16).weight is weight and weight.dtype == torch.bfloat16
+
+
 def test_normalisation_is_float32_under_autocast_only():
     x = torch.zeros(2, 8, dtype=torch.bfloat16)
-    with normalised_in_float32():
+    with Float32Normalisation():
         assert F.layer_norm(x, (8,)).dtype == torch.bfloat16
         with torch.autocast("cpu", torch.bfloat16):
             assert F.layer_norm(x, (8,)).dtype == torch.float32
+            assert F.group_norm(x, 2).dtype == torch.float32
+            assert torch.nn.LayerNorm(8, dtype=torch.bfloat16)(x).dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
         assert F.layer_norm(x, (8,)).dtype == torch.bfloat16

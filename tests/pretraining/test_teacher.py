@@ -106,7 +106,7 @@ def test_the_ema_follows_and_is_the_result(module):
     module.on_train_batch_end(None, None, 1)
     for average, old, new in zip(module.ema.module.parameters(), first, module.teacher.parameters(), strict=True):
         torch.testing.assert_close(average, 0.999 * old + 0.001 * new)
-    assert module.pipeline().transformer is module.ema.module.roles.transformer
+    assert module.pipeline().transformer is module.ema.module.transformer
     assert module.pipeline().scheduler.config.shift == 3
 
 

@@ -7,8 +7,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms.functional import to_tensor
 
+from rtdmd_lightning.rewards.base import grey_levels
 from rtdmd_lightning.rewards.ocr import OCRReward, quoted_text, text_score
-from rtdmd_lightning.rewards.pixels import grey_levels
 from rtdmd_lightning.utils.errors import UserError
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rtdmd_lightning.geneval.relation import spatial_relations
+from rtdmd_lightning.geneval.score import spatial_relations
 from rtdmd_lightning.geneval.vocabulary import TAGS
 from rtdmd_lightning.shapes.dataset import sample_metadata, sample_pairs
 from rtdmd_lightning.shapes.prompts import contents, held_out_prompts

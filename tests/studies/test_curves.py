@@ -6,10 +6,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from rtdmd_lightning.evaluation.statistics import estimate
 from rtdmd_lightning.studies.curves import (
     SECONDS,
     STEP,
-    Estimate,
     band,
     common_budget,
     markdown_table,
@@ -53,10 +53,10 @@ def test_values_between_evaluations_are_interpolated_and_never_extrapolated():
 
 
 def test_standard_error_is_the_unbiased_deviation_over_root_n():
-    estimate = Estimate.of([1.0, 2.0, 3.0, 4.0])
-    assert estimate.mean == 2.5 and estimate.error == pytest.approx((5 / 3) ** 0.5 / 2)
-    assert str(estimate) == "2.500 ± 0.645"
-    assert Estimate.of([0.5]).error is None and str(Estimate.of([0.5])) == "0.500"
+    found = estimate([1.0, 2.0, 3.0, 4.0])
+    assert found.mean == 2.5 and found.error == pytest.approx((5 / 3) ** 0.5 / 2)
+    assert f"{found:.3f}" == "2.500 ± 0.645"
+    assert estimate([0.5]).error is None and f"{estimate([0.5]):.3f}" == "0.500"
 
 
 def test_budgets_are_the_largest_that_every_run_reached(runs):

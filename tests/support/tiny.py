@@ -33,10 +33,8 @@ CHECKPOINTS = {"save_last": True, "save_top_k": -1}
 STRATEGIES = {
     "ddp": ["--trainer.strategy=ddp_find_unused_parameters_true"],
     "fsdp2": [
-        "--trainer.strategy=lightning.pytorch.strategies.ModelParallelStrategy",
+        f"--config={REPOSITORY / 'configs/parts/fsdp2.yaml'}",
         "--trainer.strategy.data_parallel_size=2",
-        "--trainer.strategy.tensor_parallel_size=1",
-        "--trainer.strategy.save_distributed_checkpoint=false",
     ],
 }
 
@@ -114,15 +112,18 @@ def write_config(folder: Path, pipeline: Path, checkpoint_every: int = 1, **mode
     log_dir = folder / "runs"
     shapes = {"class_path": "rtdmd_lightning.rewards.shapes.ShapesReward"}
     callbacks = {
-        "lightning.pytorch.callbacks.ModelCheckpoint": CHECKPOINTS | {"every_n_train_steps": checkpoint_every},
-        "rtdmd_lightning.callbacks.RewardEvalCallback": {
-            "prompts": "shapes:held_out:2",
-            "rewards": [shapes],
-            "every_n_updates": 2,
-            "batch_size": 5,
-            "grid": 4,
+        "progress": None,
+        "last": {"init_args": CHECKPOINTS | {"every_n_train_steps": checkpoint_every}},
+        "evaluation": {
+            "class_path": "rtdmd_lightning.callbacks.RewardEvalCallback",
+            "init_args": {
+                "prompts": "shapes:held_out:2",
+                "rewards": [shapes],
+                "every_n_updates": 2,
+                "batch_size": 5,
+                "grid": 4,
+            },
         },
-        "rtdmd_lightning.callbacks.ExportGenerator": {"name": "cold_start"},
     }
     config = {
         "defaults": [str(REPOSITORY / "configs/cold_start/defaults.yaml")],
@@ -132,8 +133,8 @@ def write_config(folder: Path, pipeline: Path, checkpoint_every: int = 1, **mode
             "max_steps": 2,
             "enable_progress_bar": False,
             "logger": {"init_args": {"save_dir": str(log_dir), "name": "run"}},
-            "callbacks": [{"class_path": name, "init_args": options} for name, options in callbacks.items()],
         },
+        "callbacks": callbacks,
         "data": {"prompts": "shapes:train"},
         "model": {
             "init_args": {

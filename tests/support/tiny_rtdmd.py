@@ -1,6 +1,5 @@
 """Stage 2 on a tiny random pipeline: a random cold start, a differentiable reward, a config."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -85,7 +84,7 @@ def tiny_rtdmd_module(pipeline: Path, cold_start: Path, **options) -> RTDMDModul
 
 
 def write_rtdmd_config(
-    folder: Path, pipeline: Path, cold_start: Path, checkpoint_every: int = 1, callbacks: Sequence[dict] = (), **model
+    folder: Path, pipeline: Path, cold_start: Path, checkpoint_every: int = 1, callbacks: dict | None = None, **model
 ) -> Path:
     """A config of a few fast epochs, built on the shipped defaults: 4 micro-batches of 4, 4 images a prompt."""
     config = {
@@ -96,15 +95,10 @@ def write_rtdmd_config(
             "max_steps": 2,
             "enable_progress_bar": False,
             "logger": {"init_args": {"save_dir": str(folder / "runs"), "name": "run"}},
-            "callbacks": [
-                {
-                    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-                    "init_args": CHECKPOINTS | {"every_n_train_steps": checkpoint_every},
-                },
-                {"class_path": "rtdmd_lightning.callbacks.ExportGenerator", "init_args": {"name": "rtdmd"}},
-                *callbacks,
-            ],
         },
+        "callbacks": dict.fromkeys(("progress", "evaluation", "alarm", "best"))
+        | {"last": {"init_args": CHECKPOINTS | {"every_n_train_steps": checkpoint_every}}}
+        | (callbacks or {}),
         "data": {"prompts": "shapes:train"},
         "model": {
             "init_args": {

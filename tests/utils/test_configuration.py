@@ -156,8 +156,8 @@ def test_config_arguments_are_replaced_by_what_they_compose_to(write):
         assert yaml.safe_load(text) == {"a": 1, "b": 2}
 
 
-def test_the_other_arguments_stay_as_they_are_and_where_they_are(write):
-    first, second = write("first.yaml", "a: 1"), write("second.yaml", "a: 2")
+def test_configs_are_merged_and_the_other_arguments_come_after_them_as_they_are(write):
+    first, second = write("first.yaml", "a: 1\nb: {c: 1, d: 1}"), write("second.yaml", "a: 2\nb: {d: 2}")
     arguments = [
         "fit",
         "--config",
@@ -172,12 +172,11 @@ def test_the_other_arguments_stay_as_they_are_and_where_they_are(write):
     ]
     expanded = expand_config_arguments(arguments)
     assert expanded == [
+        "--config=a: 2\nb:\n  c: 1\n  d: 2\n",
         "fit",
-        "--config=a: 1\n",
         "--x=1",
         "--config_like",
         "y",
-        "--config=a: 2\n",
         "--a=3",
         "--",
         "z==",
@@ -309,20 +308,20 @@ MODULES = "for_module: {A: {rate: 2, nested: {b: 3}}, B: {other: 1}}\nmodel: {in
 
 
 def expanded(arguments):
-    return [yaml.safe_load(argument.removeprefix("--config=")) for argument in expand_config_arguments(arguments)]
+    (argument,) = expand_config_arguments(arguments)
+    return yaml.safe_load(argument.removeprefix("--config="))
 
 
 def test_options_for_a_module_are_merged_where_that_module_is_trained(write):
     base = write("base.yaml", "model: {class_path: A, init_args: {rate: 1, nested: {a: 1, b: 2}}}")
-    first, second = expanded(["--config", str(base), "--config", str(write("paper.yaml", MODULES))])
-    assert first == yaml.safe_load(base.read_text())
-    assert second == {"model": {"init_args": {"shared": 5, "rate": 2, "nested": {"b": 3}}}}
+    merged = expanded(["--config", str(base), "--config", str(write("paper.yaml", MODULES))])
+    assert merged == {"model": {"class_path": "A", "init_args": {"shared": 5, "rate": 2, "nested": {"a": 1, "b": 3}}}}
 
 
 def test_options_for_other_modules_are_left_out(write):
     base = write("base.yaml", "model: {class_path: C}")
-    _, second = expanded(["--config", str(base), "--config", str(write("paper.yaml", MODULES))])
-    assert second == {"model": {"init_args": {"shared": 5}}}
+    merged = expanded(["--config", str(base), "--config", str(write("paper.yaml", MODULES))])
+    assert merged == {"model": {"class_path": "C", "init_args": {"shared": 5}}}
 
 
 @pytest.mark.parametrize("text", [MODULES, "for_module: 3\nmodel: {class_path: A}"])

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from rtdmd_lightning.rewards.pixels import to_pil
+from rtdmd_lightning.rewards.base import to_pil
 from rtdmd_lightning.utils.errors import UserError
 
 TOKEN_VARIABLE = "RTDMD_REWARD_TOKEN"

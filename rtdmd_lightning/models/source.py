@@ -1,0 +1,47 @@
+"""Where a backbone's parts come from."""
+
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from rtdmd_lightning.models.folder import check_folder, read_config
+from rtdmd_lightning.utils.errors import UserError, first_line
+
+
+class Source(Protocol):
+    """What `PipelineBackbone` asks for its parts. `pretrained` is a diffusers folder or a hub id."""
+
+    def check(self, pretrained: str, parts: list[str]) -> None:
+        """Raises UserError where a part is missing, as far as it can be told without reading weights."""
+
+    def config(self, reader: Any, pretrained: str, part: str) -> dict[str, Any]:
+        """A part's config; `reader` is the class of diffusers that it belongs to."""
+
+    def pipeline(self, pipeline_class: Any, pretrained: str, dtype: torch.dtype, given: dict[str, Any]) -> Any:
+        """A pipeline whose parts are the given ones (None is no part), and otherwise read, in `dtype`."""
+
+    def transformer(self, transformer_class: Any, pretrained: str, dtype: torch.dtype) -> nn.Module:
+        """The transformer alone, in `dtype`."""
+
+
+class Pretrained:
+    """The parts as they were published, weights and all: the source of every backbone that runs."""
+
+    def check(self, pretrained: str, parts: list[str]) -> None:
+        check_folder(pretrained, parts)
+
+    def config(self, reader: Any, pretrained: str, part: str) -> dict[str, Any]:
+        return read_config(reader, pretrained, part)
+
+    def pipeline(self, pipeline_class: Any, pretrained: str, dtype: torch.dtype, given: dict[str, Any]) -> Any:
+        try:
+            return pipeline_class.from_pretrained(pretrained, dtype=dtype, **given)
+        except OSError as error:
+            raise UserError(f"cannot load the base model {pretrained!r}: {first_line(error)}") from error
+
+    def transformer(self, transformer_class: Any, pretrained: str, dtype: torch.dtype) -> nn.Module:
+        try:
+            return transformer_class.from_pretrained(pretrained, subfolder="transformer", dtype=dtype)
+        except OSError as error:
+            raise UserError(f"cannot load the transformer of {pretrained!r}: {first_line(error)}") from error

@@ -1,0 +1,54 @@
+"""How the shipped configs are put together: of what parts, and what is put after one."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStrategy
+
+from rtdmd_lightning import fit
+from rtdmd_lightning.modules.preflight import check_trainer
+from rtdmd_lightning.utils.configuration import compose
+from tests.support.tiny import REPOSITORY
+
+CONFIGS = REPOSITORY / "configs"
+MODELS = ["sd3m", "sd35m", "flux1_dev", "flux2_klein_4b", "flux2_klein_9b"]
+RUNS = [f"{stage}/{model}" for stage in ("cold_start", "rtdmd") for model in MODELS]
+
+
+def parents(path: Path) -> list[Path]:
+    """A file's defaults and their own."""
+    own = [(path.parent / name).resolve() for name in yaml.safe_load(path.read_text()).get("defaults", [])]
+    return [each for parent in own for each in (parent, *parents(parent))]
+
+
+def trainer_of(run: str, *arguments: str):
+    """Of a real model's config, with the parts and options after it, on a CPU's processes."""
+    anywhere = ["--data.prompts=shapes:train", "--trainer.accelerator=cpu"]
+    cli = fit.parse([f"--config={CONFIGS / run}.yaml", *anywhere, *arguments])
+    check_trainer(cli.trainer, cli.config["trainer"]["precision"])
+    return cli.trainer
+
+
+@pytest.mark.parametrize("folder", ["cold_start", "rtdmd", "evaluate", "parts"])
+@pytest.mark.parametrize("model", MODELS)
+def test_no_models_file_is_made_from_another_models(folder, model):
+    of_models = [
+        parent for parent in parents(CONFIGS / folder / f"{model}.yaml") if parent.stem in (*MODELS, "tiny_sd3")
+    ]
+    assert {parent.stem for parent in of_models} <= {model}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_one_gpu_takes_the_place_of_every_configs_machines(run):
+    trainer = trainer_of(run, f"--config={CONFIGS / 'parts/one_gpu.yaml'}")
+    assert (trainer.world_size, trainer.num_nodes) == (1, 1) and isinstance(trainer.strategy, SingleDeviceStrategy)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_fsdp2_is_one_config_more_and_on_several_nodes_the_number_of_gpus(run):
+    nodes = compose(CONFIGS / f"{run}.yaml")["trainer"].get("num_nodes", 1)
+    sizes = [] if nodes == 1 else [f"--trainer.strategy.data_parallel_size={8 * nodes}"]
+    trainer = trainer_of(run, f"--config={CONFIGS / 'parts/fsdp2.yaml'}", *sizes)
+    assert isinstance(trainer.strategy, ModelParallelStrategy) and trainer.world_size == 8 * nodes
+    assert not trainer.strategy._save_distributed_checkpoint
