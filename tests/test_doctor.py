@@ -45,6 +45,7 @@ def rows(out: str) -> dict[str, list[str]]:
     return {line[0]: line[1:] for line in lines}
 
 
+@pytest.mark.slow
 def test_scorers_that_need_no_download_and_one_from_the_cache(cache, capsys):
     """OCR reads the picture's words, the checker sees its red circle; the CLIP is tiny, random and of the real class."""
     save_tiny_clip(cache / "clipscore")

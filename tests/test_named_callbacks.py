@@ -78,6 +78,7 @@ def test_lightnings_own_list_is_refused(config):
         fit.parse(["--config", config, "--trainer.callbacks+=LearningRateMonitor"])
 
 
+@pytest.mark.slow
 def test_a_runs_saved_config_makes_the_same_run_again(config, tmp_path):
     fit.main(["--config", config, "--trainer.max_steps=1", "--callbacks.export=null", "--callbacks.evaluation.grid=3"])
     saved = tmp_path / "runs/run/config.yaml"

@@ -30,6 +30,7 @@ def test_a_missing_folder_is_refused(tiny_folder, tmp_path):
         plan.plan(["--config", config, "--model.backbone.pretrained=/nowhere"])
 
 
+@pytest.mark.slow
 def test_a_plan_leaves_the_embedding_cache_alone(tiny_folder, tmp_path):
     config = str(write_config(tmp_path, tiny_folder))
     cache = tmp_path / "cache"
@@ -38,6 +39,7 @@ def test_a_plan_leaves_the_embedding_cache_alone(tiny_folder, tmp_path):
     assert not cache.exists()
 
 
+@pytest.mark.slow
 def test_activations_of_a_half_precision_run_are_smaller(tiny_folder, tmp_path):
     config = str(write_config(tmp_path, tiny_folder))
     half, single = (
@@ -48,6 +50,7 @@ def test_activations_of_a_half_precision_run_are_smaller(tiny_folder, tmp_path):
         assert half[name].activations < single[name].activations
 
 
+@pytest.mark.slow
 def test_stage_2_without_the_matching_term_has_no_fake_score(monkeypatch):
     """Trained is the generator's adapter alone; frozen are its cold start and its average, of the same size."""
     monkeypatch.chdir(REPOSITORY)

@@ -56,6 +56,7 @@ def test_its_tokenizers_know_every_word(pipeline):
     assert pipeline.tokenizer.get_vocab() == pipeline.tokenizer_2.get_vocab()
 
 
+@pytest.mark.slow
 def test_a_stock_call_draws_what_the_prompts_say(pipeline):
     """Nothing but prompts, fewer steps and a seed: diffusers' own guidance, size, and 256 T5 tokens, which are zeros."""
     metadata = held_out_prompts(1)

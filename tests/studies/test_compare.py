@@ -199,6 +199,7 @@ def test_a_metric_that_the_runs_do_not_log_is_named_with_those_they_do(write_stu
         compare(write_study(metrics=["eval/clip"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_every_shipped_study_builds_its_runs_and_logs_what_it_shows(path, monkeypatch, tmp_path):
     monkeypatch.chdir(REPOSITORY)
