@@ -1,4 +1,7 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests.
+
+Torch is imported where it is used: with `pytest -n` the first process runs no test, and the others wait until it has started.
+"""
 
 import os
 
@@ -6,20 +9,28 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # tests are offline; a missing file must fai
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"  # their servers are this machine
 os.environ.pop("FORCE_COLOR", None)  # what is printed is compared
 os.environ.pop("TTY_COMPATIBLE", None)
+os.environ["OMP_NUM_THREADS"] = "1"  # torch's threads, here and in the processes that tests start
 
 import pytest
-import torch
-import torch.distributed as dist
 
 from tests.support.pair import Pair
-from tests.support.tiny import save_tiny_pipeline
 
-torch.set_num_threads(1)
+SLOW_FIXTURES = {"pair", "process_group", "browser"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items):
+    """Tests with one of these fixtures are `slow` without saying so; the others carry the mark."""
+    for item in items:
+        if SLOW_FIXTURES & set(item.fixturenames):
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """A random SD3 pipeline of the real classes, small enough to train in milliseconds."""
+    from tests.support.tiny import save_tiny_pipeline
+
     folder = tmp_path_factory.mktemp("pipelines") / "tiny"
     save_tiny_pipeline(folder)
     return folder
@@ -36,6 +47,8 @@ def pair(tmp_path_factory):
 @pytest.fixture
 def process_group(tmp_path):
     """This process alone as a gloo group, as a trainer would have made it."""
+    import torch.distributed as dist
+
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     yield
     if dist.is_initialized():

@@ -42,6 +42,7 @@ def test_the_default_device_is_one_that_works(monkeypatch):
     assert [str(of_this_process(torch.device(name))) for name in ("cpu", "xpu", "xpu:1")] == ["cpu", "xpu:3", "xpu:1"]
 
 
+@pytest.mark.slow
 def test_processes_part_in_peace_whatever_gloo_has_still_to_do(tmp_path):
     script = tmp_path / "parting.py"
     script.write_text(PARTING)

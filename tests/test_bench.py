@@ -34,6 +34,7 @@ def test_the_stopwatch_leaves_the_warm_up_out(monkeypatch):
     assert watch.seconds == {"training_step": [3.0, 5.0], "rollout": [1.5, 2.5]} and watch.prompts == ["prompt 3"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reuse", [True, False])
 def test_a_benchmark_of_real_steps(tiny_folder, tmp_path, capsys, monkeypatch, reuse):
     config, output = write_config(tmp_path, tiny_folder), tmp_path / "out/bench.json"

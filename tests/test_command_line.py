@@ -65,6 +65,7 @@ def test_unknown_key_in_a_file(tiny_folder, tmp_path, capsys):
     assert "modle" in refused(capsys, "--config", str(config))
 
 
+@pytest.mark.slow
 def test_the_real_command_prints_no_traceback_unless_asked(tiny_folder, tmp_path):
     config = str(write_config(tmp_path, tiny_folder))
     finished = run("--config", config, "--model.batch_sise=3", check=False)

@@ -13,6 +13,8 @@ from rtdmd_lightning.utils.errors import UserError
 from tests.support.tiny import write_config
 from tests.support.tiny_rtdmd import write_rtdmd_config
 
+pytestmark = pytest.mark.slow
+
 PROMPTS, UPDATES = 12, 2
 ROWS = ["teacher, 50 steps, CFG 3", "teacher, 4 steps, no CFG", "cold start, 4 steps, no CFG", "RTDMD, 4 steps, no CFG"]
 

@@ -24,6 +24,8 @@ from rtdmd_lightning.utils.errors import readable_errors
 from tests.support.redness import RednessReward
 from tests.support.tiny import REPOSITORY, tiny_backbone
 
+pytestmark = pytest.mark.slow
+
 SHIPPED = [path for path in sorted((REPOSITORY / "configs/evaluate").glob("*.yaml")) if path.name != "defaults.yaml"]
 REAL = [path for path in SHIPPED if path.name != "tiny_sd3.yaml"]
 ON_A_CPU = ["--trainer.accelerator=cpu", "--trainer.devices=1"]

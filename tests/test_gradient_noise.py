@@ -13,6 +13,8 @@ from rtdmd_lightning.utils.errors import UserError
 from tests.support.tiny import write_config
 from tests.support.tiny_rtdmd import save_cold_start, write_rtdmd_config
 
+pytestmark = pytest.mark.slow
+
 
 def moments_of(gradients: torch.Tensor) -> Moments:
     moments = Moments()

@@ -15,6 +15,7 @@ LARGEST = 400_000
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 
 
+@pytest.mark.slow
 @every_notebook
 def test_the_notebook_runs(path):
     notebook = nbformat.read(path, as_version=4)

@@ -10,6 +10,8 @@ from tests.support.runs import assert_identical
 from tests.support.tiny import load_checkpoint, run, write_config
 from tests.support.tiny_rtdmd import save_cold_start, write_rtdmd_config
 
+pytestmark = pytest.mark.slow
+
 
 def test_sigkill_in_the_middle_of_a_step_then_resume_is_bit_identical(tiny_folder, tmp_path):
     whole = write_config(tmp_path / "whole", tiny_folder)

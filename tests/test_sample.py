@@ -75,6 +75,7 @@ def test_the_record_alone_draws_the_same_images_again(arguments, tmp_path):
     assert record(tmp_path / "b")["adapter_files"] == recorded["adapter_files"]
 
 
+@pytest.mark.slow
 def test_two_processes_draw_the_images_of_one(arguments, tmp_path):
     """Three batches for two processes, through torchrun; each draws some, and the record is the same."""
     options = [*arguments, "--prompt", *PROMPTS, "--images_per_prompt=2", "--batch_size=2"]

@@ -73,6 +73,7 @@ def test_a_port_that_is_taken_is_told():
         serve("shapes", port=server.server_port)
 
 
+@pytest.mark.slow
 def test_the_command_tells_what_is_wrong_in_one_sentence():
     """Weights that cannot be found end the process, which had begun to listen; so that nobody waits for it."""
     with serve_process("--reward", "clipscore", "--options.weights", "/nowhere/clip", "--port", "0") as process:

@@ -5,6 +5,7 @@ prompts that training and held-out sets can be disjoint even for the four single
 of its text says so, or when it names a colour-shape pair of `UNSEEN_PAIRS`.
 """
 
+import functools
 import hashlib
 import itertools
 
@@ -77,8 +78,18 @@ def is_held_out(metadata: dict) -> bool:
     return names_unseen_pair(metadata) or hashlib.sha256(metadata["prompt"].encode()).digest()[0] % 2 == 0
 
 
+@functools.cache  # of 21,504 prompts
+def _split(tag: str) -> tuple[list[dict], list[dict], list[dict]]:
+    """A tag's training prompts, its held-out prompts without an unseen pair, and those with one."""
+    training, seen, unseen = [], [], []
+    for metadata in prompts(tag):
+        held_out = unseen if names_unseen_pair(metadata) else seen
+        (held_out if is_held_out(metadata) else training).append(metadata)
+    return training, seen, unseen
+
+
 def training_prompts(tag: str) -> list[dict]:
-    return [metadata for metadata in prompts(tag) if not is_held_out(metadata)]
+    return list(_split(tag)[0])
 
 
 def held_out_prompts(per_tag: int, *, seed: int = 0) -> list[dict]:
@@ -89,9 +100,7 @@ def held_out_prompts(per_tag: int, *, seed: int = 0) -> list[dict]:
     rng = np.random.default_rng(seed)
     chosen = []
     for tag in TAGS:
-        held_out = [metadata for metadata in prompts(tag) if is_held_out(metadata)]
-        unseen = [metadata for metadata in held_out if names_unseen_pair(metadata)]
-        seen = [metadata for metadata in held_out if not names_unseen_pair(metadata)]
+        _, seen, unseen = _split(tag)
         n_unseen = round(UNSEEN_SHARE * per_tag) if unseen else 0
         if per_tag - n_unseen > len(seen):
             raise ValueError(f"tag {tag!r} has only {len(seen)} held-out prompts, {per_tag - n_unseen} were asked for")

@@ -96,6 +96,7 @@ def read(run, name):
     return torch.load(run / "checkpoints" / name, weights_only=True)
 
 
+@pytest.mark.slow
 def test_a_run_is_stopped_with_its_best_and_its_last_state_kept_and_goes_on_from_there(tiny_folder, tmp_path):
     cold_start = save_cold_start(tiny_folder, tmp_path / "cold_start")
     run = tmp_path / "stopped/runs/run"

@@ -178,6 +178,7 @@ def evaluate_on_rank(rank, folder):
     (folder / f"rank_{rank}.json").write_text(json.dumps({name: float(score) for name, score in scores.items()}))
 
 
+@pytest.mark.slow
 def test_two_processes_both_come_to_the_means_over_all_prompts_and_one_of_them_writes(tmp_path):
     """Unevenly: of batches of 4 the first rank, which is this process, has 8 prompts and the second 4; of the five groups, one
     at once, it has three."""
@@ -263,6 +264,7 @@ class SeesTheMetric(RewardEvalCallback):
         self.seen = {name: float(value) for name, value in trainer.callback_metrics.items() if "eval/" in name}
 
 
+@pytest.mark.slow
 def test_in_a_run_it_evaluates_the_ema_on_time_and_at_the_end_and_checkpoints_can_monitor_it(tiny_folder, tmp_path):
     config = write_config(
         tmp_path, tiny_folder, ema={"decay": 0.5, "moves": 1}, generator_optimizer={"learning_rate": 0.1}

@@ -135,6 +135,7 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
+@pytest.mark.slow
 def test_stage_1_without_text_encoders_is_stage_1_with_them(tmp_path, tiny_folder):
     """Two generator updates: with encoders; with encoders that fill a cache; from that cache alone. Bit for bit."""
     config = write_config(tmp_path, tiny_folder)
@@ -144,6 +145,7 @@ def test_stage_1_without_text_encoders_is_stage_1_with_them(tmp_path, tiny_folde
     assert_equal(weights_after(config, tmp_path / "without", cached, "--model.backbone.text_encoders=false"), expected)
 
 
+@pytest.mark.slow
 def test_stage_2_without_text_encoders_is_stage_2_with_them(tmp_path, tiny_folder):
     config = write_rtdmd_config(tmp_path, tiny_folder, save_cold_start(tiny_folder, tmp_path / "cold_start"))
     cached = f"--model.backbone.embedding_cache={tmp_path / 'cache'}"
@@ -205,6 +207,7 @@ def _write_again_and_again(store: EmbeddingStore, value: float) -> None:
             store.write(prompt, Conditioning(torch.full((1, 500, 500), value)))
 
 
+@pytest.mark.slow
 def test_two_processes_that_write_at_once_do_no_harm(tmp_path):
     """Whoever reads meanwhile gets one process's embedding or the other's, never something between."""
     store = EmbeddingStore(tmp_path, {})

@@ -221,6 +221,7 @@ def test_the_sets_are_what_the_configs_name():
     assert wanted == {f"prompts/{prompt_set.target}" for prompt_set in PROMPT_SETS.values()}
 
 
+@pytest.mark.slow
 def test_the_module_is_a_command(tmp_path):
     command = [sys.executable, "-m", "rtdmd_lightning.prompts", "geneval", "--folder", str(tmp_path)]
     done = subprocess.run(command, cwd=REPOSITORY, text=True, capture_output=True, check=True)

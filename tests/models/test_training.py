@@ -19,6 +19,8 @@ from tests.support.tiny import STRATEGIES, load_checkpoint, write_config
 from tests.support.tiny_backbones import family_config, module_of, tiny_backbones
 from tests.support.tiny_rtdmd import save_cold_start_of, write_rtdmd_config
 
+pytestmark = pytest.mark.slow
+
 FAMILIES = ("flux", "flux_free", "flux2_two_bases")
 COLD_STARTS = [("cold_start", name) for name in FAMILIES]
 RTDMDS = [("rtdmd", name) for name in FAMILIES]

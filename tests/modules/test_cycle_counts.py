@@ -9,6 +9,8 @@ from rtdmd_lightning.roles.roles import FAKE_SCORE, GENERATOR, TEACHER
 from tests.support.known import count_passes
 from tests.support.tiny import tiny_module, train
 
+pytestmark = pytest.mark.slow
+
 B, K = 2, 4
 CYCLES = 3
 VARIANTS = [

@@ -83,6 +83,7 @@ def test_old_policy_and_average_start_as_the_generator(tiny_folder, cold_start):
         assert all(torch.equal(copy, own) for copy, own in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "most"), [(0.0, 0.5), (0.4, 0.5)])
 def test_the_old_policy_follows_at_a_falling_pace(tiny_folder, cold_start, rate, most):
     """After epoch n it keeps `min(rate·n, most)` of itself."""
@@ -104,6 +105,7 @@ def test_the_old_policy_follows_at_a_falling_pace(tiny_folder, cold_start, rate,
     assert history == pytest.approx([min(rate * epoch, most) for epoch in (1, 2, 3)])
 
 
+@pytest.mark.slow
 def test_an_epoch_raises_the_reward(tiny_folder, cold_start):
     module = module_of(tiny_folder, cold_start, images_per_prompt=32, batch_size=32, micro_batches=8, moved=False)
     probe = PromptBatch(["a red circle", "two crosses"] * 32, [{}] * 64, list(range(5000, 5064)))

@@ -53,6 +53,7 @@ def test_the_sde_step_is_flow_grpos(sigma, eta):
         torch.testing.assert_close(mean, x + dt * v)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "steps"), [("sde", 4), ("cps", 3)])
 def test_the_gradient_is_that_of_the_clipped_objective_on_all_stochastic_steps(tiny_folder, cold_start, name, steps):
     """`mean over samples and steps of max(-A·ρ, -A·clip(ρ))`, with each step's Gaussian written by its sampler's mean."""
@@ -95,6 +96,7 @@ def by_hand(module, rollouts):
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 
+@pytest.mark.slow
 def test_inner_updates_leave_the_ratio_of_1_and_count_as_one_epoch(tiny_folder, cold_start):
     deviations = {}
     for inner in (1, 3):
@@ -105,6 +107,7 @@ def test_inner_updates_leave_the_ratio_of_1_and_count_as_one_epoch(tiny_folder, 
     assert deviations[1] < 1e-5 < 1e-3 < deviations[3]
 
 
+@pytest.mark.slow
 def test_an_epoch_raises_the_reward(tiny_folder, cold_start):
     module = module_of(
         tiny_folder,

@@ -129,6 +129,7 @@ def trained(tiny_folder, cold_start, tmp_path_factory):
     return {stage: folder / "runs/run/checkpoints/last.ckpt" for stage, folder in folders.items()}
 
 
+@pytest.mark.slow
 def test_checkpoints_of_other_runs(trained, tiny_folder, cold_start, tmp_path, sentence_at_start):
     """Another stage's, another rank's, another cold start's; one of before there was an origin; what is no checkpoint."""
     stage_1 = str(write_config(tmp_path / "1", tiny_folder))
@@ -160,6 +161,7 @@ def test_checkpoints_of_other_runs(trained, tiny_folder, cold_start, tmp_path, s
         assert wanted in sentence_at_start("--config", stage_1, f"--ckpt_path={path}", *fsdp2)
 
 
+@pytest.mark.slow
 def test_a_cold_start_that_lies_elsewhere_is_the_same(trained, tiny_folder, cold_start, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(cold_start, moved)
@@ -170,6 +172,7 @@ def test_a_cold_start_that_lies_elsewhere_is_the_same(trained, tiny_folder, cold
 # A folder in use ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_second_start_is_refused_and_leaves_the_first_runs_files_as_they_are(config, tmp_path, sentence_at_start):
     run = tmp_path / "runs/run"
     fit.main(["--config", config, "--trainer.max_steps=1"])
@@ -183,6 +186,7 @@ def test_a_second_start_is_refused_and_leaves_the_first_runs_files_as_they_are(c
     assert sorted(path.name for path in run.glob("checkpoints/last*")) == ["last.ckpt"]
 
 
+@pytest.mark.slow
 def test_one_that_left_no_checkpoint_is_not_to_be_resumed(config, tmp_path):
     run = tmp_path / "runs/run"
     run.mkdir(parents=True)
@@ -197,6 +201,7 @@ def test_the_last_checkpoint_of_a_run_that_writes_nowhere_is_none(config, senten
     assert "ckpt_path last is looked for where the run writes" in sentence
 
 
+@pytest.mark.slow
 def test_what_last_finds_is_checked_as_any_checkpoint(config, tmp_path, sentence_at_start):
     fit.main(["--config", config, "--trainer.max_steps=1"])
     sentence = sentence_at_start("--config", config, "--ckpt_path=last", "--model.lora.rank=8")

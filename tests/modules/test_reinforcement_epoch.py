@@ -15,6 +15,8 @@ from tests.support.known import count_passes
 from tests.support.tiny import train
 from tests.support.tiny_rtdmd import Redness, RednessOfCircles, save_cold_start, tiny_rtdmd_module
 
+pytestmark = pytest.mark.slow
+
 MICRO_BATCHES = 8
 # A large eps makes AdamW's first step proportional to the gradient.
 OPTIMIZER = OptimizerSettings(learning_rate=3e-2, eps=1e-2, max_grad_norm=100.0)

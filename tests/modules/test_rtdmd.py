@@ -15,6 +15,8 @@ from rtdmd_lightning.utils.errors import UserError
 from tests.support.tiny import train
 from tests.support.tiny_rtdmd import save_cold_start, tiny_rtdmd_module, write_rtdmd_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def cold_start(tiny_folder, tmp_path_factory):

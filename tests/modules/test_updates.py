@@ -12,6 +12,8 @@ from rtdmd_lightning.roles.roles import EMA, FAKE_SCORE, GENERATOR
 from tests.support.tiny import REPOSITORY, tiny_module, train
 from tests.support.tiny_rtdmd import save_cold_start, tiny_rtdmd_module
 
+pytestmark = pytest.mark.slow
+
 PAPER = json.loads((REPOSITORY / "tests/data/paper_constants.json").read_text())
 
 

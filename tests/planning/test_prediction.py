@@ -20,6 +20,8 @@ from rtdmd_lightning.planning.estimate import MOMENTS
 from rtdmd_lightning.roles.roles import FAKE_SCORE, GENERATOR
 from tests.support.tiny import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 0.15
 QUIET = [
     "--trainer.max_steps=2",

@@ -115,6 +115,7 @@ def run(tmp_path, monkeypatch):
     return _run
 
 
+@pytest.mark.slow
 def test_the_run_resumes_and_its_folder_loads(run, tmp_path):
     assert run(3)["global_step"] == 3
     first = (tmp_path / "out" / "model.safetensors").read_bytes()

@@ -13,6 +13,8 @@ from rtdmd_lightning.shapes.dataset import sample_pairs
 from rtdmd_lightning.shapes.text import build_tokenizer
 from rtdmd_lightning.utils.command_line import run_command
 
+pytestmark = pytest.mark.slow
+
 PAIRS = 32
 
 

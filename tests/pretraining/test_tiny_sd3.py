@@ -87,6 +87,7 @@ def test_latents_of_training_pictures_have_mean_zero_and_deviation_one(pipeline)
     assert abs(latents.std() - 1) < 0.03
 
 
+@pytest.mark.slow
 def test_the_gap_that_distillation_closes(pipeline):
     """28 steps with CFG are right at least four times out of five; 4 steps without are at most three quarters as good."""
     metadata = held_out_prompts(6)

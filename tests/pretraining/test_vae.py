@@ -43,6 +43,7 @@ def test_the_loss_is_squared_error_and_a_little_kl(small, images):
     torch.testing.assert_close(logged["vae/psnr"], -10 * (error / 4).log10())
 
 
+@pytest.mark.slow
 def test_training_learns_to_reconstruct(small, images, tmp_path):
     torch.manual_seed(0)
 

@@ -11,6 +11,7 @@ from rtdmd_lightning.rewards import compat
 from rtdmd_lightning.utils.errors import UserError
 
 
+@pytest.mark.slow
 def test_both_import_in_a_fresh_process_and_nothing_lent_stays():
     code = """
 import sys

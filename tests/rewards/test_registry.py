@@ -31,6 +31,7 @@ def test_a_name_leads_to_a_reward_of_that_name(name):
     assert isinstance(reward.differentiable, bool)
 
 
+@pytest.mark.slow
 def test_asking_for_one_imports_no_other():
     script = """
 import sys

@@ -136,6 +136,7 @@ def test_a_lost_answer_is_asked_for_again_and_not_scored_twice(counting, monkeyp
     assert sorted(counting.scored()) == prompts
 
 
+@pytest.mark.slow
 def test_a_server_killed_and_restarted_during_a_run(tmp_path, no_server, caplog):
     """SIGKILL in the middle of a batch of the third step: the run waits, goes on, and every image is scored once.
 

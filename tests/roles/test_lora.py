@@ -148,6 +148,7 @@ def test_the_standard_deviation_of_a_is_the_one_that_is_asked_for(tiny_folder, s
     assert all(not value.any() for path, value in state.items() if ".lora_B." in path)
 
 
+@pytest.mark.slow
 def test_adapters_may_be_bfloat16_and_are_trained_as_such(tiny_folder):
     settings = lora.LoraSettings(rank=4, alpha=8, dtype="bfloat16")
     module = ACDMDModule(tiny_backbone(tiny_folder), 2, (3.0, 3.0), lora=settings, fake_update_ratio=1)

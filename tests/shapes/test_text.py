@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from rtdmd_lightning.geneval.vocabulary import TAGS
 from rtdmd_lightning.shapes.prompts import prompts
 from rtdmd_lightning.shapes.text import MAX_PROMPT_TOKENS, build_silent_t5, build_tokenizer
@@ -16,6 +18,7 @@ print(sorted(tokenizer.get_vocab().items()), tokenizer.backend_tokenizer.to_str(
 """
 
 
+@pytest.mark.slow
 def test_every_process_gives_every_token_the_same_id():
     """A resumed teacher rebuilds its tokenizer; one from BPE training differed between processes."""
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}

@@ -227,6 +227,7 @@ def test_folder_names_hold_plain_letters():
     assert slug("Rao-Blackwellised target, η = 0") == "rao_blackwellised_target_0"
 
 
+@pytest.mark.slow
 def test_a_study_that_trains_goes_on_after_an_interruption(tiny_folder, tmp_path, write_study, monkeypatch):
     """The real processes: one run of two updates, of which the first was made before the interruption."""
     config = write_config(tmp_path / "tiny", tiny_folder)
