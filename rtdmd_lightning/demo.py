@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -16,17 +17,19 @@ from torch import Tensor
 from rtdmd_lightning import fit
 from rtdmd_lightning.data.prompts import load_prompts, spread
 from rtdmd_lightning.evaluation.side_by_side import save_side_by_side
-from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.modules.preflight import check_unused
 from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.rewards.base import to_pil
-from rtdmd_lightning.roles.roles import TEACHER
-from rtdmd_lightning.shapes.scoring import draw_in_batches, strict_scores, teacher_images
+from rtdmd_lightning.roles.drawing import draw
+from rtdmd_lightning.sampling.sampler import CPSSampler
+from rtdmd_lightning.sampling.structures import Conditioning
+from rtdmd_lightning.shapes.scoring import draw_in_batches, strict_scores
 from rtdmd_lightning.studies.study import write_json
 from rtdmd_lightning.utils.checkpointing import CHECKPOINTS, LAST
 from rtdmd_lightning.utils.command_line import run_command, wide_console
 from rtdmd_lightning.utils.configuration import compose
 from rtdmd_lightning.utils.errors import readable_errors
+from rtdmd_lightning.utils.randomness import SampleRandom
 
 SEED = 0
 
@@ -55,14 +58,14 @@ def demo(
     rtdmd = train(rtdmd_config, [f"--model.cold_start={result}", *(rtdmd_options or [])])
     prompts = [entry["prompt"] for entry in metadata]
     table, pictures, shown = None, {}, spread(len(prompts), 12)
-    for name, draw in {
+    for name, images_of in {
         f"teacher, 50 steps, CFG {guidance_scale:g}": lambda: of_teacher(cold_start.model, prompts, 50, guidance_scale),
         "teacher, 4 steps, no CFG": lambda: of_teacher(cold_start.model, prompts, 4, 1.0),
         "cold start, 4 steps, no CFG": lambda: of_student(cold_start.model, prompts),
         "RTDMD, 4 steps, no CFG": lambda: of_student(rtdmd.model, prompts),
     }.items():
         start = time.perf_counter()
-        images = draw()
+        images = images_of()
         seconds = (time.perf_counter() - start) / len(prompts)
         scores = strict_scores(images, metadata)
         pictures[name] = to_pil(images[shown])
@@ -104,17 +107,19 @@ def train(config: Path, options: list[str]) -> fit.FitCLI:
 
 
 def of_teacher(module: FewStepModule, prompts: list[str], steps: int, guidance_scale: float) -> Tensor:
-    backbone = module.backbone
-    assert isinstance(backbone, PipelineBackbone)
-    with module.roles.role(TEACHER):  # the pipeline's transformer is the shared base: adapters off
-        return teacher_images(
-            backbone.pipeline,
-            prompts,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            max_sequence_length=backbone.max_sequence_length,
-            seed=SEED,
-        )
+    """By the Euler sampler, at the levels of the family's own pipeline."""
+    sampler = CPSSampler(module.backbone.pipeline_sigmas(steps), eta=0.0)
+    empty = module.embed([""], module.device)
+
+    def velocity(latents: Tensor, sigma: float, conditioning: Conditioning) -> Tensor:
+        return module.roles.teacher_velocity(latents, sigma, conditioning, empty, guidance_scale)
+
+    def images(indices: Sequence[int]) -> Tensor:
+        conditioning = module.embed([prompts[index] for index in indices], module.device)
+        random = SampleRandom(SEED, indices, module.device)
+        return draw(module.backbone, sampler, velocity, conditioning, random)
+
+    return draw_in_batches(images, len(prompts))
 
 
 def of_student(module: FewStepModule, prompts: list[str]) -> Tensor:
