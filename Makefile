@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 CONFIG ?= configs/cold_start/sd35m.yaml
+# Processes that share the tests, file by file.
+WORKERS ?= 2
+PYTEST := $(PY) -m pytest -q -n $(WORKERS) --dist loadfile
 
 # glibc hands freed memory back to the kernel after every small CPU step and faults it in again: a third of the time.
 export MALLOC_TRIM_THRESHOLD_ := 8589934592
@@ -11,8 +14,8 @@ export MALLOC_MMAP_MAX_ := 0
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format typecheck unit teacher tiny-clip cold-start rtdmd compare-cold-start ablations bench eval \
-	prompts doctor plan tensorboard clean
+.PHONY: help install demo quick test lint format typecheck unit teacher tiny-clip cold-start rtdmd compare-cold-start ablations \
+	bench eval prompts doctor plan tensorboard clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -30,7 +33,10 @@ $(VENV)/.installed: requirements.txt requirements-no-deps.txt
 demo: install ## Both stages on the toy world in minutes: table, picture, TensorBoard log
 	$(PY) -m rtdmd_lightning.demo
 
-test: install lint typecheck unit ## Lint, type-check and run all tests
+quick: install lint typecheck ## Lint, type-check and run the tests that are not slow: 90 seconds on two cores
+	$(PYTEST) -m "not slow"
+
+test: install lint typecheck unit ## Lint, type-check and run all tests: 7 minutes on two cores (WORKERS=8 on more)
 
 lint: install ## ruff: rules and formatting; import-linter: imports go down (.importlinter is the map)
 	$(VENV)/bin/ruff check .
@@ -44,8 +50,8 @@ format: install ## Rewrite the code in ruff's format
 typecheck: install ## mypy over the package
 	$(VENV)/bin/mypy
 
-unit: install ## pytest alone
-	$(PY) -m pytest -q
+unit: install ## All tests and nothing else
+	$(PYTEST)
 
 teacher: install ## Train the toy world's teacher again (about an hour on two cores) into checkpoints/tiny-sd3
 	$(PY) -m rtdmd_lightning.pretrain_teacher --compile true

@@ -81,10 +81,10 @@ def is_held_out(metadata: dict) -> bool:
 @functools.cache  # of 21,504 prompts
 def _split(tag: str) -> tuple[list[dict], list[dict], list[dict]]:
     """A tag's training prompts, its held-out prompts without an unseen pair, and those with one."""
-    training, seen, unseen = [], [], []
-    for metadata in prompts(tag):
-        held_out = unseen if names_unseen_pair(metadata) else seen
-        (held_out if is_held_out(metadata) else training).append(metadata)
+    every = prompts(tag)
+    training = [metadata for metadata in every if not is_held_out(metadata)]
+    unseen = [metadata for metadata in every if names_unseen_pair(metadata)]
+    seen = [metadata for metadata in every if is_held_out(metadata) and not names_unseen_pair(metadata)]
     return training, seen, unseen
 
 
