@@ -24,7 +24,7 @@ from rtdmd_lightning.evaluation.results import Results, SetResult, write_results
 from rtdmd_lightning.evaluation.settings import Entry, Gallery, PromptSet, check_settings
 from rtdmd_lightning.evaluation.side_by_side import write_side_by_side
 from rtdmd_lightning.evaluation.tables import to_markdown
-from rtdmd_lightning.evaluation.tasks import ImageTask, in_batches, plan_images, settings_digest
+from rtdmd_lightning.evaluation.tasks import ImageTask, in_batches, settings_digest, tasks_of
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.utils.configuration import expand_config_arguments, refusals_of_libraries
 from rtdmd_lightning.utils.errors import readable_errors
@@ -82,14 +82,14 @@ def parse(arguments: list[str]) -> tuple[Evaluation, Trainer, dict[str, Any]]:
     return evaluation, made.trainer, whole
 
 
-def plan(evaluation: Evaluation, entries: dict[str, Any]) -> Images:
+def wanted_images(evaluation: Evaluation, entries: dict[str, Any]) -> Images:
     """Every image that the evaluation wants; `entries` are their settings as in the config."""
     prompts = {
         name: load_prompts(prompt_set.prompts) * prompt_set.images_per_prompt
         for name, prompt_set in evaluation.sets.items()
     }
     folder = evaluation.output / "images"
-    return {name: plan_images(folder, name, settings_digest(entries[name]), prompts) for name in evaluation.entries}
+    return {name: tasks_of(folder, name, settings_digest(entries[name]), prompts) for name in evaluation.entries}
 
 
 def draw(evaluation: Evaluation, images: Images, trainer: Trainer) -> None:
@@ -141,7 +141,7 @@ def collect(evaluation: Evaluation, name: str, images: Images, trainer: Trainer,
 def main(arguments: list[str]) -> Results:
     """Draw, score, write and print."""
     evaluation, trainer, settings = parse(arguments)
-    images = plan(evaluation, settings["entries"])
+    images = wanted_images(evaluation, settings["entries"])
     draw(evaluation, images, trainer)
     sets = {name: collect(evaluation, name, images, trainer, settings) for name in evaluation.sets}
     results = Results(settings["entries"], evaluation.baseline, sets)

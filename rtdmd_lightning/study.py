@@ -25,13 +25,13 @@ def compare(study: Path) -> None:
     Args:
         study: a YAML file with the fields of `Study`, e.g. configs/compare/cold_start.yaml.
     """
-    plan = load_study(study)
-    runs = grid(plan)
-    train([run for run in runs if not run.finished()], plan)
-    curves: dict[str, dict[int, Curve]] = {variant.name: {} for variant in plan.variants}
+    described = load_study(study)
+    runs = grid(described)
+    train([run for run in runs if not run.finished()], described)
+    curves: dict[str, dict[int, Curve]] = {variant.name: {} for variant in described.variants}
     for run in runs:
-        curves[run.variant][run.seed] = run.curve(plan.metrics)
-    write_results(plan, study.stem, curves)
+        curves[run.variant][run.seed] = run.curve(described.metrics)
+    write_results(described, study.stem, curves)
 
 
 def train(waiting: list[Run], study: Study) -> None:

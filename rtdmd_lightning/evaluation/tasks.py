@@ -30,7 +30,7 @@ class ImageTask:
         return self.metadata["prompt"]
 
 
-def plan_images(
+def tasks_of(
     folder: Path, entry: str, entry_digest: str, prompt_sets: Mapping[str, list[dict]]
 ) -> dict[str, list[ImageTask]]:
     """The images of one entry, by prompt set, in the order of the prompts."""

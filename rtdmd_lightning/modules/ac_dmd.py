@@ -132,7 +132,7 @@ class ACDMDModule(FewStepModule):
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         cycle = self.global_step
-        fake_updates, generator_update = self.plan(cycle)
+        fake_updates, generator_update = self.draw_updates(cycle)
         random, conditioning = self.random_of(batch), self.embed(batch.prompts, self.device)
         local = len(batch.prompts) // self.batches_per_step
         rows = [slice(start, start + local) for start in range(0, len(batch.prompts), local)]
@@ -183,7 +183,7 @@ class ACDMDModule(FewStepModule):
         reached = self.sampler.step(state, velocity, sigma=sigma, sigma_next=sigma_next, noise=noise)
         return ExecutedStep(sigma, sigma_next, state, velocity, noise, reached)
 
-    # Its plan -----------------------------------------------------------------------------------------------------------
+    # Which updates ----------------------------------------------------------------------------------------------------------
 
     @property
     def shares_trajectories(self) -> bool:
@@ -197,7 +197,7 @@ class ACDMDModule(FewStepModule):
             return math.ceil(self.fake_update_ratio / len(self.sampler_settings.steps))
         return self.fake_update_ratio
 
-    def plan(self, cycle: int) -> tuple[list[Update], Update]:
+    def draw_updates(self, cycle: int) -> tuple[list[Update], Update]:
         """The fake-score updates of a cycle and its generator update: a function of (seed, cycle), so the same on all ranks."""
         generator = keyed_generator(self.seed, cycle, "plan")
         stops, batches, ratio = len(self.sampler_settings.steps), self.batches_per_step, self.fake_update_ratio

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rtdmd_lightning.evaluation.images import data_uri, read_image, write_image
-from rtdmd_lightning.evaluation.tasks import content_digest, in_batches, plan_images, settings_digest, slug
+from rtdmd_lightning.evaluation.tasks import content_digest, in_batches, settings_digest, slug, tasks_of
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_a_renamed_file_in_a_folder_changes_its_digest(settings, tmp_path):
 
 def test_a_prompts_file_depends_on_its_text_and_place_only(tmp_path):
     def planned(*prompts, digest="d"):
-        tasks = plan_images(tmp_path, "E", digest, {"set": [{"prompt": prompt} for prompt in prompts]})["set"]
+        tasks = tasks_of(tmp_path, "E", digest, {"set": [{"prompt": prompt} for prompt in prompts]})["set"]
         assert [task.prompt for task in tasks] == list(prompts)
         return [task.path for task in tasks]
 

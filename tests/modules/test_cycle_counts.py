@@ -24,7 +24,7 @@ VARIANTS = [
 def rollout_samples(module, cycle):
     if module.reuse_rollouts and module.random_stop:
         return math.ceil(module.fake_update_ratio / K) * K * B
-    fake_updates, generator_update = module.plan(cycle)
+    fake_updates, generator_update = module.draw_updates(cycle)
     return sum(update.stop for update in fake_updates) * B + (generator_update.stop - 1) * B
 
 
@@ -75,7 +75,7 @@ def test_every_update_is_at_the_boundary_and_on_the_samples_of_its_plan(tiny_fol
     train(module, CYCLES)
     expected, size = [], module.batches_per_step * B
     for cycle in range(CYCLES):
-        fake_updates, generator_update = module.plan(cycle)
+        fake_updates, generator_update = module.draw_updates(cycle)
         for update in [*fake_updates, generator_update]:
             name = "matching_loss" if update is generator_update else "fake_score_loss"
             first = cycle * size + update.batch * B

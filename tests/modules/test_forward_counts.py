@@ -73,7 +73,7 @@ def test_with_reuse_a_cycle_uses_every_boundary_at_most_once(tiny_folder, ratio,
     module = tiny_module(tiny_folder, fake_update_ratio=ratio)
     assert module.batches_per_step == groups
     for cycle in range(20):
-        fake_updates, generator_update = module.plan(cycle)
+        fake_updates, generator_update = module.draw_updates(cycle)
         assert len(fake_updates) == len(set(fake_updates)) == ratio
         assert {update.batch for update in [*fake_updates, generator_update]} <= set(range(groups))
         assert {update.stop for update in [*fake_updates, generator_update]} <= set(range(1, STEPS + 1))
@@ -84,9 +84,9 @@ def test_with_reuse_a_cycle_uses_every_boundary_at_most_once(tiny_folder, ratio,
 def test_without_reuse_every_fake_score_update_has_its_own_samples(tiny_folder):
     """And the generator's update those of the last one, as the authors have it."""
     module = tiny_module(tiny_folder, fake_update_ratio=3, reuse_rollouts=False)
-    fake_updates, generator_update = module.plan(0)
+    fake_updates, generator_update = module.draw_updates(0)
     assert [update.batch for update in [*fake_updates, generator_update]] == [0, 1, 2, 2]
-    stops = {update.stop for cycle in range(40) for update in module.plan(cycle)[0]}
+    stops = {update.stop for cycle in range(40) for update in module.draw_updates(cycle)[0]}
     assert stops == {1, 2, 3, 4}
     fixed = tiny_module(tiny_folder, fake_update_ratio=3, random_stop=False)
-    assert {update.stop for update in fixed.plan(0)[0]} == {STEPS}
+    assert {update.stop for update in fixed.draw_updates(0)[0]} == {STEPS}

@@ -77,8 +77,8 @@ def run(golden, monkeypatch):
 
     monkeypatch.setattr(module, "random_of", lambda batch: Recorded(find, batch.indices))
     plan = [Update(min(number, 2), update["stop"]) for number, update in enumerate(updates)]
-    assert updates[2]["prompt_rows"] == updates[3]["prompt_rows"] and module.plan(0)[1].batch == 2
-    monkeypatch.setattr(module, "plan", lambda cycle: (plan[:3], plan[3]))
+    assert updates[2]["prompt_rows"] == updates[3]["prompt_rows"] and module.draw_updates(0)[1].batch == 2
+    monkeypatch.setattr(module, "draw_updates", lambda cycle: (plan[:3], plan[3]))
 
     spy, steps = Spy(monkeypatch), Steps(module, monkeypatch)
     spy.on(module, "roll_out_to", "last_step")
