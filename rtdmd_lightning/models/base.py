@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from rtdmd_lightning.objectives import evenly_spaced, guided_velocity
 from rtdmd_lightning.sampling.structures import Conditioning
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""Those that weights and states may have, by their names in a config."""
+
 Velocity = Callable[[Tensor, Tensor, Conditioning], Tensor]
 """Latents `[B, ...]` at levels `[B]` with their conditioning to their velocity: one forward pass in some role."""
 

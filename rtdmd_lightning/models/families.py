@@ -12,6 +12,7 @@ from rtdmd_lightning.models.flux2 import Flux2Backbone
 from rtdmd_lightning.models.folder import check_folder, read_config
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.models.sd3 import SD3Backbone
+from rtdmd_lightning.models.source import Pretrained
 from rtdmd_lightning.utils.errors import UserError
 
 FAMILIES: tuple[type[PipelineBackbone], ...] = (SD3Backbone, FluxBackbone, Flux2Backbone)
@@ -53,9 +54,7 @@ def skeleton(pretrained: str) -> nn.Module:
 
 def load_transformer(pretrained: str, dtype: torch.dtype) -> nn.Module:
     """The base's transformer alone."""
-    return family_of(pretrained).transformer_class.from_pretrained(
-        pretrained, subfolder="transformer", torch_dtype=dtype
-    )
+    return Pretrained().transformer(family_of(pretrained).transformer_class, pretrained, dtype)
 
 
 def _default_resolution(family: type[PipelineBackbone], pretrained: str) -> int:

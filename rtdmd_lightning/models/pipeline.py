@@ -8,13 +8,11 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
-from rtdmd_lightning.models.base import Backbone
+from rtdmd_lightning.models.base import DTYPES, Backbone
 from rtdmd_lightning.models.identity import identity
 from rtdmd_lightning.models.source import Pretrained, Source
 from rtdmd_lightning.sampling.structures import Conditioning
 from rtdmd_lightning.utils.errors import UserError, require
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class PipelineBackbone(Backbone):

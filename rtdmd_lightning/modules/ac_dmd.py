@@ -31,7 +31,7 @@ from rtdmd_lightning.losses import (
     Terms,
     total,
 )
-from rtdmd_lightning.models.base import Backbone
+from rtdmd_lightning.models.base import DTYPES, Backbone
 from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings
 from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.objectives import renoise_level
@@ -105,7 +105,7 @@ class ACDMDModule(FewStepModule):
         super().__init__(backbone, batch_size, optimizers, sampler, lora, initial_adapter, ema, fake_update_ratio, seed)
         require(fake_update_ratio >= 1, f"model.fake_update_ratio must be at least 1, not {fake_update_ratio}")
         self.fake_update_ratio, self.random_stop, self.reuse_rollouts = fake_update_ratio, random_stop, reuse_rollouts
-        self.trajectory_dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[trajectory_dtype]
+        self.trajectory_dtype = DTYPES[trajectory_dtype]
         self.matching = MatchingSettings(
             guidance_scale, sub_interval, consistency, fake_target, fake_weight, renoise, normalizer
         )

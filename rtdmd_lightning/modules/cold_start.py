@@ -36,6 +36,15 @@ def cold_start_files(cold_start: str, fake_score: str | None) -> tuple[str, str 
     )
 
 
+def check_groups(images_per_prompt: int, micro_batches: int) -> None:
+    """Raises UserError for an epoch in which no rewards can be compared."""
+    require(
+        images_per_prompt >= 2,
+        f"model.images_per_prompt must be at least 2, not {images_per_prompt}: rewards are compared within a group",
+    )
+    require(micro_batches >= 1, f"model.micro_batches must be at least 1, not {micro_batches}")
+
+
 def check_reinforcement(
     policy: PolicySettings,
     final_step: FinalStepSettings,
@@ -45,11 +54,7 @@ def check_reinforcement(
     micro_batches: int,
 ) -> None:
     """Raises UserError for options that contradict one another, or leave nothing to train."""
-    require(
-        images_per_prompt >= 2,
-        f"model.images_per_prompt must be at least 2, not {images_per_prompt}: rewards are compared within a group",
-    )
-    require(micro_batches >= 1, f"model.micro_batches must be at least 1, not {micro_batches}")
+    check_groups(images_per_prompt, micro_batches)
     candidates = policy.candidates(len(sampler.steps))
     require(
         not policy.weight or 1 <= policy.trained_steps <= len(candidates),

@@ -20,7 +20,7 @@ from rtdmd_lightning.data.rollout import Rollout
 from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.losses import PolicySettings, Term, Terms, total
 from rtdmd_lightning.models.base import Backbone
-from rtdmd_lightning.modules.cold_start import FROM_BASE, cold_start_files
+from rtdmd_lightning.modules.cold_start import FROM_BASE, check_groups, cold_start_files
 from rtdmd_lightning.modules.explorer import Explorer
 from rtdmd_lightning.modules.notes import Notes
 from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings
@@ -77,8 +77,7 @@ class DiffusionNFTModule(FewStepModule):
         ema: EMASettings = EMASettings(),
         seed: int = 0,
     ) -> None:
-        require(images_per_prompt >= 2, f"model.images_per_prompt must be at least 2, not {images_per_prompt}")
-        require(micro_batches >= 1, f"model.micro_batches must be at least 1, not {micro_batches}")
+        check_groups(images_per_prompt, micro_batches)
         require(beta > 0, f"model.beta must be above 0, not {beta}")
         require(0 <= old_decay_max < 1, f"model.old_decay_max must lie in [0, 1), not {old_decay_max}")
         require(old_decay_rate >= 0, f"model.old_decay_rate must be at least 0, not {old_decay_rate}")

@@ -14,7 +14,7 @@ from rtdmd_lightning.data.rollout import Rollout
 from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.losses import PolicyLoss, PolicySettings, total
 from rtdmd_lightning.models.base import Backbone
-from rtdmd_lightning.modules.cold_start import FROM_BASE, cold_start_files
+from rtdmd_lightning.modules.cold_start import FROM_BASE, check_groups, cold_start_files
 from rtdmd_lightning.modules.explorer import Explorer
 from rtdmd_lightning.modules.notes import Notes
 from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings
@@ -72,8 +72,7 @@ class FlowGRPOModule(FewStepModule):
         ema: EMASettings = EMASettings(),
         seed: int = 0,
     ) -> None:
-        require(images_per_prompt >= 2, f"model.images_per_prompt must be at least 2, not {images_per_prompt}")
-        require(micro_batches >= 1, f"model.micro_batches must be at least 1, not {micro_batches}")
+        check_groups(images_per_prompt, micro_batches)
         require(inner_updates >= 1, f"model.inner_updates must be at least 1, not {inner_updates}")
         require(sampler.eta > 0, "with model.sampler.eta 0 no step is stochastic, and Flow-GRPO has nothing to train")
         optimizers = {GENERATOR: generator_optimizer}

@@ -35,7 +35,7 @@ from rtdmd_lightning.losses import (
     Terms,
     total,
 )  # fmt: skip
-from rtdmd_lightning.models.base import Backbone
+from rtdmd_lightning.models.base import DTYPES, Backbone
 from rtdmd_lightning.modules.cold_start import FROM_BASE, check_reinforcement, cold_start_files
 from rtdmd_lightning.modules.explorer import Explorer
 from rtdmd_lightning.modules.notes import Notes
@@ -116,7 +116,7 @@ class RTDMDModule(FewStepModule):
         self.rewards, self.policy, self.final_step = rewards, policy, final_step
         self.cold_start, self.cold_start_fake = cold_start, cold_start_fake
         self.images_per_prompt, self.micro_batches, self.shuffle = images_per_prompt, micro_batches, shuffle
-        self.trajectory_dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[trajectory_dtype]
+        self.trajectory_dtype = DTYPES[trajectory_dtype]
         self.matching = MatchingSettings(
             guidance_scale, sub_interval, consistency, fake_target, fake_weight, renoise, normalizer
         )

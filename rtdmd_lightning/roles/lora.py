@@ -19,6 +19,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from rtdmd_lightning.models.base import DTYPES
 from rtdmd_lightning.utils.errors import UserError, require
 
 
@@ -75,7 +76,7 @@ def add_adapter(transformer: nn.Module, name: str, settings: LoraSettings, famil
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(settings.seed + sum(name.encode()))
         inject_adapter_in_model(config, transformer, adapter_name=name)
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
+    dtype = DTYPES[settings.dtype]
     for path, parameter in adapter_parameters(transformer, name).items():
         initial = parameter.data.float()
         if settings.init_std is not None and ".lora_A." in path:
