@@ -92,6 +92,8 @@ class RoleOptimizers:
         self.module, self.settings = module, dict(settings)
 
     def make(self) -> list[torch.optim.Optimizer]:
+        """In one kernel for all parameters where they lie on an accelerator."""
+        fused = self.module.device.type != "cpu"
         return [
             torch.optim.AdamW(
                 self.module.roles.parameters_of(role),
@@ -99,6 +101,7 @@ class RoleOptimizers:
                 betas=settings.betas,
                 weight_decay=settings.weight_decay,
                 eps=settings.eps,
+                fused=fused,
             )
             for role, settings in self.settings.items()
         ]
