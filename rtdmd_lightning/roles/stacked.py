@@ -33,7 +33,7 @@ class StackedLinear(Linear):
         self.selection = Selection()
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """`[..., in]` to `[..., out]`, in autocast's dtype or, outside of it, in the base layer's."""
+        """`[..., in]` to `[..., out]`, in autocast's dtype or, outside of it, in that of `x`."""
         names = [name for name in self.selection.names if name in self.lora_A]
         if not names:
             return self.base_layer(x)
@@ -41,10 +41,10 @@ class StackedLinear(Linear):
         if torch.is_autocast_enabled(device):  # once here, not once in each product
             x = x.to(torch.get_autocast_dtype(device))
         rows = x.reshape(-1, x.shape[-1])  # of two dimensions, so that the base's output is no view
-        result = self.base_layer(rows)
+        result = self.base_layer(rows).to(rows.dtype)  # a quantised one knows nothing of autocast
         down, up, scale = self._stack(names)
-        inner = rows.to(result.dtype) @ down.to(result.dtype).t()
-        return result.addmm_(inner, up.to(result.dtype).t(), alpha=scale).unflatten(0, x.shape[:-1])
+        inner = rows @ down.to(rows.dtype).t()
+        return result.addmm_(inner, up.to(rows.dtype).t(), alpha=scale).unflatten(0, x.shape[:-1])
 
     def _stack(self, names: Sequence[str]) -> tuple[Tensor, Tensor, float]:
         """A and B of several adapters as one, `[rank, in]` and `[out, rank]`, and their scale."""
