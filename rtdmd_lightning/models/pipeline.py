@@ -29,6 +29,8 @@ class PipelineBackbone(Backbone):
         embedding_cache: a folder where prompts' embeddings are kept on disk. Text encoders are then loaded only when a prompt
             is not there; `python -m rtdmd_lightning.embed` fills it ahead of time.
         text_encoders: false never loads them; a prompt that the cache lacks is an error.
+        embeddings_on_device: MiB of prompts' embeddings that stay in an accelerator's memory (a prompt of SD3 or FLUX takes 2 to
+            13); those used last stay. The others are copied from the CPU's when they are used again.
     """
 
     encoders: ClassVar[tuple[str, ...]]
@@ -50,6 +52,7 @@ class PipelineBackbone(Backbone):
         gradient_checkpointing: bool = False,
         embedding_cache: str | None = None,
         text_encoders: bool = True,
+        embeddings_on_device: int = 256,
     ) -> None:
         if embedding_cache is None and not text_encoders:
             raise UserError(
@@ -59,6 +62,9 @@ class PipelineBackbone(Backbone):
             1 <= max_sequence_length <= self.longest_text,
             f"the backbone's max_sequence_length must lie between 1 and {self.longest_text}, not {max_sequence_length}",
         )
+        require(
+            embeddings_on_device >= 0, f"the backbone's embeddings_on_device must be at least 0, not {embeddings_on_device}"
+        )
         self.pretrained = pretrained
         self.resolution = resolution
         self.max_sequence_length = max_sequence_length
@@ -66,6 +72,7 @@ class PipelineBackbone(Backbone):
         self.gradient_checkpointing = gradient_checkpointing
         self.embedding_cache = embedding_cache
         self.text_encoders = text_encoders
+        self.embeddings_on_device = embeddings_on_device
         self.source: Source = Pretrained()
         self.pipeline: Any = None
         self._text_pipeline: Any = None  # the one whose text encoders are loaded

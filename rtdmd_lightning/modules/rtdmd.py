@@ -40,7 +40,8 @@ from rtdmd_lightning.modules.cold_start import FROM_BASE, check_reinforcement, c
 from rtdmd_lightning.modules.explorer import Explorer
 from rtdmd_lightning.modules.notes import Notes
 from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings
-from rtdmd_lightning.modules.training import FewStepModule
+from rtdmd_lightning.modules.ratio import FirstRatio
+from rtdmd_lightning.modules.training import FewStepModule, on_host
 from rtdmd_lightning.objectives import clean_from_velocity
 from rtdmd_lightning.rewards.mixture import RewardMixture
 from rtdmd_lightning.roles.lora import LoraSettings
@@ -48,6 +49,7 @@ from rtdmd_lightning.roles.roles import COLD_START, COLD_START_FAKE, EMA, FAKE_S
 from rtdmd_lightning.sampling.sampler import SamplerSettings
 from rtdmd_lightning.sampling.structures import ExecutedStep
 from rtdmd_lightning.utils.randomness import keyed_generator
+from rtdmd_lightning.utils.transfer import send
 
 Listener = Callable[[Sequence[Rollout], int, Sequence[int]], None]
 """Is told of every epoch's rollouts, its number and its trained steps, before anything is updated."""
@@ -70,7 +72,8 @@ class RTDMDModule(FewStepModule):
         final_step: reward back-propagation and AC-DMD at the last step.
         trajectory_dtype: how states are stored between rollout and update; they are rounded as they are made, so nothing is lost.
         shuffle: train on micro-batches that mix the samples of all rollout batches, as the authors do. Without it the update
-            computes what the rollout computed: the ratio starts at exactly 1, from which the clip range allows 1e-5.
+            computes what the rollout computed: the ratio starts at exactly 1, from which the clip range allows 1e-5. With it
+            rounding may move the ratio further than that: `policy.ratio_check` tells, `policy.old_log_prob: update` mends.
         sub_interval, consistency, fake_target, fake_weight, renoise, normalizer: AC-DMD's, see `MatchingSettings`.
         sampler: the student's few-step sampler.
         lora: shape of the fresh adapters.
@@ -120,7 +123,7 @@ class RTDMDModule(FewStepModule):
         self.matching = MatchingSettings(
             guidance_scale, sub_interval, consistency, fake_target, fake_weight, renoise, normalizer
         )
-        self.notes = Notes()
+        self.notes, self.check_ratio = Notes(), FirstRatio(policy)
         self.listeners: list[Listener] = []
 
     @property
@@ -140,7 +143,8 @@ class RTDMDModule(FewStepModule):
         return stacks | {FAKE_SCORE: (*beneath, FAKE_SCORE), TEACHER: ()}
 
     def build_losses(self) -> None:
-        self.policy_loss = PolicyLoss(self.roles, self.sampler, self.policy)
+        from_update = self.policy.from_update(self.is_compiled)
+        self.policy_loss = PolicyLoss(self.roles, self.sampler, self.policy, from_update)
         self.explore = Explorer(self, self.rewards, self.policy, self.policy_loss.log_prob, self.trajectory_dtype)
         self.reward_backprop = RewardBackprop(self.backbone, self.rewards, self.final_step)
         if FAKE_SCORE in self.optimize.settings:
@@ -196,7 +200,7 @@ class RTDMDModule(FewStepModule):
         counts = torch.tensor([len(rows) for rows in kept])
         kept_everywhere = self.gather(counts).view(-1, len(rollouts)).sum(dim=0).tolist()
         total_kept = sum(kept_everywhere)
-        self.log("policy/kept_samples", float(total_kept))
+        self.log("policy/kept_samples", on_host(total_kept))
         pairs = zip(rollouts, kept, kept_everywhere, strict=True)
         remaining = [(rollout, rows) for rollout, rows, count in pairs if count]
         losses: list[Callable[[], Tensor]] = [
@@ -207,6 +211,7 @@ class RTDMDModule(FewStepModule):
             losses += [partial(self.final_loss, rollout, rows, guidance_scale) for rollout, rows in remaining]
         scale = self.trainer.world_size / (max(total_kept, 1) * (len(chosen) + self.final_step.is_trained))
         loss = self.optimize.accumulate(GENERATOR, losses, scale)
+        self.check_ratio(self.notes, self.gather)
         self.log_dict({"generator/loss": loss, "generator/grad_norm": self.optimize.step(GENERATOR)})
 
     def kept_rows(self, rollout: Rollout) -> list[int]:
@@ -218,6 +223,8 @@ class RTDMDModule(FewStepModule):
         terms = self.policy_loss(rollout, step, self.embed(rollout.batch.prompts, self.device))
         self.notes.terms(GENERATOR, terms, len(rollout), f"step_{step}")
         self.notes.ratios(self.policy_loss.ratios, self.policy.clip_range)
+        if self.policy_loss.from_update:
+            self.notes.largest("policy/rollout_deviation", self.policy_loss.rollout_ratios)
         return len(rollout) * total(terms)
 
     def final_loss(self, rollout: Rollout, rows: list[int], guidance_scale: float) -> Tensor:
@@ -234,7 +241,7 @@ class RTDMDModule(FewStepModule):
         drawn = rows or [0]
         batch = rollout.batch.at(drawn)
         conditioning = self.embed(batch.prompts, self.device)
-        state = rollout.states[-2][drawn].to(self.device).float()
+        state = send([rollout.states[-2][drawn]], self.device)[0].float()
         sigma = self.sampler.sigmas[-2]
         velocity = self.roles.velocity(GENERATOR, state, sigma, conditioning)
         sample = clean_from_velocity(state, velocity, sigma=sigma)

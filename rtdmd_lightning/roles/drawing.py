@@ -28,6 +28,9 @@ def roll_out(
 ) -> Trajectory:
     """A rollout from each sample's own noise, without gradient; `step_noise` replaces that of the steps."""
     shape = backbone.latent_shape()
+    count = sampler.steps if steps is None else steps
+    own = [] if step_noise else [f"step {step}" for step in range(count)]
+    random = random.ahead(dict.fromkeys(["start", *own], shape))
     return sampler.rollout(
         lambda latents, sigma: velocity(latents, sigma, conditioning),
         random.normal("start", shape),
