@@ -27,8 +27,8 @@ class Rollout:
     """One process's part of a micro-batch, B samples, kept on the CPU between the phases.
 
     `states[k]` sits at level k of the schedule, in the dtype of storage; `log_probs` are `[B]` for each step that is trained,
-    under the weights that took it; `rewards` are `[B]` each; `advantages` `[B]`. `update_log_probs` are those that the first update
-    on it has computed of the same weights, on the device, for the steps where it has.
+    under the weights that took it; `rewards` are `[B]` each; `advantages` `[B]`. `update_log_probs` are those that the first
+    update on it has computed under the same weights, on the device, by step.
     """
 
     batch: PromptBatch
@@ -41,9 +41,13 @@ class Rollout:
     def __len__(self) -> int:
         return len(self.advantages)
 
+    def states_on(self, device: torch.device, *numbers: int) -> list[Tensor]:
+        """Some of the states, float32 on the device: one copy for which nothing waits."""
+        return [state.float() for state in send([self.states[number] for number in numbers], device)]
+
     def last_step(self, sampler: Sampler, device: torch.device) -> ExecutedStep:
         """The deterministic step that it ended with; its velocity follows from the two states."""
-        state, sample = (state.float() for state in send(self.states[-2:], device))
+        state, sample = self.states_on(device, -2, -1)
         sigma = sampler.sigmas[-2]
         return ExecutedStep(sigma, 0.0, state, (state - sample) / sigma, torch.zeros_like(state), sample)
 

@@ -19,14 +19,15 @@ class PolicyLoss:
     `ratios` is what the last call saw: how far each sample's probability ratio is from 1, `[B]`; `rollout_ratios` how far the one
     to the rollout's own log-probability is.
 
-    With `from_update` the old log-probabilities are those of the first call on a rollout. Its weights are still the rollout's,
-    and its kernels and batches those of the update: the ratio is then 1, and later calls on the same rollout move away from that.
+    Where the settings take the old log-probabilities `from_update`, they are those of the first call on a rollout: its weights
+    are still the rollout's, its kernels and batches those of the update. The ratio is 1 then, and later calls move away from it.
     """
 
     needs = (GENERATOR,)
 
-    def __init__(self, roles: Roles, sampler: Sampler, settings: PolicySettings, from_update: bool = False) -> None:
-        self.roles, self.sampler, self.settings, self.from_update = roles, sampler, settings, from_update
+    def __init__(self, roles: Roles, sampler: Sampler, settings: PolicySettings, is_compiled: bool = False) -> None:
+        self.roles, self.sampler, self.settings = roles, sampler, settings
+        self.from_update = settings.from_update(is_compiled)
         self.ratios: Tensor
         self.rollout_ratios: Tensor
 
@@ -37,7 +38,7 @@ class PolicyLoss:
     def __call__(self, rollout: Rollout, number: int, conditioning: Conditioning) -> Terms:
         """Of step `number` of a micro-batch; samples without an advantage add nothing."""
         settings, device = self.settings, conditioning.embeds.device
-        state, next_state = (state.float() for state in send(rollout.states[number : number + 2], device))
+        state, next_state = rollout.states_on(device, number, number + 1)
         advantages, of_rollout = send([rollout.advantages, rollout.log_probs[number]], device)
         velocity = self.roles.velocity(GENERATOR, state, self.sampler.sigmas[number], conditioning)
         log_prob = self.log_prob(number, state, velocity, next_state)

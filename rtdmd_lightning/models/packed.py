@@ -30,7 +30,7 @@ class PackedBackbone(PipelineBackbone):
         return super().load()
 
     def positions(self, of: str, device: torch.device, make: Callable[[], Tensor]) -> Tensor:
-        """Position ids by the name of what they are of. Pipelines make them on the CPU in every forward pass; here once a device."""
+        """Position ids by what they are of. Pipelines make them on the CPU in every forward pass; here once a device."""
         key = of, device
         if key not in self._positions:
             self._positions[key] = make().to(device)

@@ -63,7 +63,8 @@ class PipelineBackbone(Backbone):
             f"the backbone's max_sequence_length must lie between 1 and {self.longest_text}, not {max_sequence_length}",
         )
         require(
-            embeddings_on_device >= 0, f"the backbone's embeddings_on_device must be at least 0, not {embeddings_on_device}"
+            embeddings_on_device >= 0,
+            f"the backbone's embeddings_on_device must be at least 0, not {embeddings_on_device}",
         )
         self.pretrained = pretrained
         self.resolution = resolution
@@ -89,7 +90,6 @@ class PipelineBackbone(Backbone):
         else:
             encoders = [part for part in self.encoders if part.startswith("text_encoder")]
             self.pipeline = self._open(**dict.fromkeys(encoders))
-        self.pipeline.vae.to(self.vae_dtype)
         return self._frozen(self.pipeline.transformer)
 
     def to(self, device: torch.device) -> None:
@@ -202,7 +202,8 @@ class PipelineBackbone(Backbone):
     def _open(self, **given: Any) -> Any:
         """The pipeline, frozen; parts that are given, or that the options leave out, are not read."""
         given = dict.fromkeys(self.unused_encoders()) | given
-        pipeline = self.source.pipeline(self.pipeline_class, self.pretrained, self.dtype, given)
+        dtypes = {"default": self.dtype, "vae": self.vae_dtype}
+        pipeline = self.source.pipeline(self.pipeline_class, self.pretrained, dtypes, given)
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()

@@ -129,7 +129,7 @@ class DiffusionNFTModule(FewStepModule):
         """At the level where a step begins, of a micro-batch, the mean over its samples."""
         batch, sigma = rollout.batch, self.sampler.sigmas[step]
         conditioning = self.embed(batch.prompts, self.device)
-        clean = send(rollout.states[-1:], self.device)[0].float()
+        clean = rollout.states_on(self.device, -1)[0]
         noise = self.random_of(batch).normal(f"forward noise {step}", clean.shape[1:])
         noised = interpolate(clean, noise, sigma=sigma)
         velocity = self.roles.velocity(GENERATOR, noised, sigma, conditioning)

@@ -107,8 +107,7 @@ class FlowGRPOModule(FewStepModule):
         return {GENERATOR: (COLD_START, GENERATOR), EMA: (COLD_START, EMA), COLD_START: (COLD_START,)}
 
     def build_losses(self) -> None:
-        from_update = self.policy.from_update(self.is_compiled)
-        self.policy_loss = PolicyLoss(self.roles, self.sampler, self.policy, from_update)
+        self.policy_loss = PolicyLoss(self.roles, self.sampler, self.policy, self.is_compiled)
         self.explore = Explorer(self, self.rewards, self.policy, self.policy_loss.log_prob)
 
     def on_fit_start(self) -> None:
@@ -143,5 +142,5 @@ class FlowGRPOModule(FewStepModule):
         """Of one step of a micro-batch, the mean over its samples."""
         terms = self.policy_loss(rollout, step, self.embed(rollout.batch.prompts, self.device))
         self.notes.terms(GENERATOR, terms, len(rollout), f"step_{step}")
-        self.notes.ratios(self.policy_loss.ratios, self.policy.clip_range)
+        self.notes.ratios(self.policy_loss)
         return total(terms)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from rtdmd_lightning.losses.policy import PolicyLoss
 from rtdmd_lightning.losses.terms import Terms
 
 RATIO_DEVIATION = "policy/ratio_deviation"
@@ -33,10 +34,12 @@ class Notes:
             self.mean(f"{role}/{name}_{part}" if part else f"{role}/{name}", term.value.detach().expand(count))
             self.mean(f"weight/{role}/{name}", term.value.new_full((1,), term.weight))
 
-    def ratios(self, deviations: Tensor, clip_range: float) -> None:
-        """Note how far probability ratios are from 1, `[B]`: the largest of all, and how many of them are clipped."""
-        self.largest(RATIO_DEVIATION, deviations)
-        self.mean("policy/clipped", (deviations > clip_range).float())
+    def ratios(self, loss: PolicyLoss) -> None:
+        """Note how far the probability ratios of its last call are from 1: the largest of all, and how many are clipped."""
+        self.largest(RATIO_DEVIATION, loss.ratios)
+        self.mean("policy/clipped", (loss.ratios > loss.settings.clip_range).float())
+        if loss.from_update:
+            self.largest("policy/rollout_deviation", loss.rollout_ratios)
 
     def largest_of(self, name: str, gather: Callable[[Tensor], Tensor]) -> float | None:
         """The largest that is noted of a name by now, over all processes; None where nothing is."""
@@ -46,7 +49,7 @@ class Notes:
         return None if largest == -math.inf else largest
 
     def summary(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """The numbers by name, on the CPU, over all processes; what was noted is forgotten. Names without any sample are left out.
+        """The numbers by name, on the CPU, over all processes; what was noted is forgotten. Names without a sample are left out.
 
         `gather` brings a `[N]` tensor of every process together as `[processes * N]`. All numbers travel together, and are read
         from the device once.

@@ -49,7 +49,6 @@ from rtdmd_lightning.roles.roles import COLD_START, COLD_START_FAKE, EMA, FAKE_S
 from rtdmd_lightning.sampling.sampler import SamplerSettings
 from rtdmd_lightning.sampling.structures import ExecutedStep
 from rtdmd_lightning.utils.randomness import keyed_generator
-from rtdmd_lightning.utils.transfer import send
 
 Listener = Callable[[Sequence[Rollout], int, Sequence[int]], None]
 """Is told of every epoch's rollouts, its number and its trained steps, before anything is updated."""
@@ -71,9 +70,8 @@ class RTDMDModule(FewStepModule):
         policy: SubGRPO.
         final_step: reward back-propagation and AC-DMD at the last step.
         trajectory_dtype: how states are stored between rollout and update; they are rounded as they are made, so nothing is lost.
-        shuffle: train on micro-batches that mix the samples of all rollout batches, as the authors do. Without it the update
-            computes what the rollout computed: the ratio starts at exactly 1, from which the clip range allows 1e-5. With it
-            rounding may move the ratio further than that: `policy.ratio_check` tells, `policy.old_log_prob: update` mends.
+        shuffle: train on micro-batches that mix the samples of all rollout batches, as the authors do. Rounding may then move the
+            first ratio by more than the clip range: `policy.ratio_check` tells, and `policy.old_log_prob: update` prevents it.
         sub_interval, consistency, fake_target, fake_weight, renoise, normalizer: AC-DMD's, see `MatchingSettings`.
         sampler: the student's few-step sampler.
         lora: shape of the fresh adapters.
@@ -143,8 +141,7 @@ class RTDMDModule(FewStepModule):
         return stacks | {FAKE_SCORE: (*beneath, FAKE_SCORE), TEACHER: ()}
 
     def build_losses(self) -> None:
-        from_update = self.policy.from_update(self.is_compiled)
-        self.policy_loss = PolicyLoss(self.roles, self.sampler, self.policy, from_update)
+        self.policy_loss = PolicyLoss(self.roles, self.sampler, self.policy, self.is_compiled)
         self.explore = Explorer(self, self.rewards, self.policy, self.policy_loss.log_prob, self.trajectory_dtype)
         self.reward_backprop = RewardBackprop(self.backbone, self.rewards, self.final_step)
         if FAKE_SCORE in self.optimize.settings:
@@ -197,8 +194,8 @@ class RTDMDModule(FewStepModule):
     def update_generator(self, rollouts: Sequence[Rollout], epoch: int, chosen: Sequence[int]) -> None:
         """One optimizer step on the mean of all terms over the epoch's kept samples and its trained steps."""
         kept = [self.kept_rows(rollout) for rollout in rollouts]
-        counts = torch.tensor([len(rows) for rows in kept])
-        kept_everywhere = self.gather(counts).view(-1, len(rollouts)).sum(dim=0).tolist()
+        counts = self.gather(torch.tensor([len(rows) for rows in kept]))
+        kept_everywhere = counts.view(-1, len(rollouts)).sum(dim=0).tolist()
         total_kept = sum(kept_everywhere)
         self.log("policy/kept_samples", on_host(total_kept))
         pairs = zip(rollouts, kept, kept_everywhere, strict=True)
@@ -222,9 +219,7 @@ class RTDMDModule(FewStepModule):
         """The policy's terms at one stochastic step, the sum over the micro-batch."""
         terms = self.policy_loss(rollout, step, self.embed(rollout.batch.prompts, self.device))
         self.notes.terms(GENERATOR, terms, len(rollout), f"step_{step}")
-        self.notes.ratios(self.policy_loss.ratios, self.policy.clip_range)
-        if self.policy_loss.from_update:
-            self.notes.largest("policy/rollout_deviation", self.policy_loss.rollout_ratios)
+        self.notes.ratios(self.policy_loss)
         return len(rollout) * total(terms)
 
     def final_loss(self, rollout: Rollout, rows: list[int], guidance_scale: float) -> Tensor:
@@ -238,10 +233,9 @@ class RTDMDModule(FewStepModule):
 
         A process without any computes along on one: sharded forward passes need every rank.
         """
-        drawn = rows or [0]
-        batch = rollout.batch.at(drawn)
+        part = rollout.at(rows or [0])
+        batch, state = part.batch, part.states_on(self.device, -2)[0]
         conditioning = self.embed(batch.prompts, self.device)
-        state = send([rollout.states[-2][drawn]], self.device)[0].float()
         sigma = self.sampler.sigmas[-2]
         velocity = self.roles.velocity(GENERATOR, state, sigma, conditioning)
         sample = clean_from_velocity(state, velocity, sigma=sigma)

@@ -55,7 +55,9 @@ def on_fake_cuda(module: FewStepModule) -> Iterator[Traffic]:
     It has no weights: what is read from the device is 1.
     """
     configs = pipeline_configs(module.backbone)
-    module.backbone = weightless(module.backbone, Weightless(type(module.backbone), configs, block_kinds(module.backbone, configs)))
+    module.backbone = weightless(
+        module.backbone, Weightless(type(module.backbone), configs, block_kinds(module.backbone, configs))
+    )
     with faked():
         module.configure_model()
         module.to(CUDA)
