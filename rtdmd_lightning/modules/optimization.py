@@ -143,7 +143,9 @@ class RoleOptimizers:
         """
         settings, parameters = self.settings[role], self.module.roles.parameters_of(role)
         norm = gradient_norm(parameters)
-        self.check_finite(role, self._losses.pop(role), norm)
+        self.check_finite(
+            role, self._losses.pop(role, torch.zeros_like(norm)), norm
+        )  # an epoch may have nothing to learn from
         torch.nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, norm)
         # Lightning counts the steps of the optimizers it wraps: the generator's alone.
         optimizers = self.module.optimizers(use_pl_optimizer=role == GENERATOR and counts)

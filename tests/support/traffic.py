@@ -28,7 +28,11 @@ class Traffic(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
-        self.where: list[str] = []
+
+    def take(self) -> Counter[str]:
+        """What was counted since the last time."""
+        counts, self.counts = self.counts, Counter()
+        return counts
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
         kwargs = kwargs or {}
@@ -41,8 +45,8 @@ class Traffic(TorchDispatchMode):
             ends = source.device.type, result.device.type
             if ends == ("cpu", "cuda"):
                 self.counts["copies"] += 1
-                waits = not (kwargs.get("non_blocking") or (func is torch.ops.aten.copy_.default and True in args[2:]))
-                self.counts["blocking copies"] += waits
+                if not (kwargs.get("non_blocking") or args[2:] == (True,)):
+                    self.counts["blocking copies"] += 1
             elif ends == ("cuda", "cpu"):
                 self.counts["reads"] += 1
         return result
