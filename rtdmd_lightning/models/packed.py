@@ -1,7 +1,11 @@
 """What FLUX.1 and FLUX.2 share: latents packed into tokens of 2x2, and a time shift that depends on how many there are."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.objectives import dynamic_shift_sigmas, shift_sigmas
@@ -16,6 +20,21 @@ class PackedBackbone(PipelineBackbone):
     """
 
     dynamic_shifting = True
+
+    def __init__(self, pretrained: str, resolution: int, **options: Any) -> None:
+        super().__init__(pretrained, resolution, **options)
+        self._positions: dict[tuple[str, torch.device], Tensor] = {}
+
+    def load(self) -> nn.Module:
+        self._positions = {}  # those of the last time may be on tensors that are no more
+        return super().load()
+
+    def positions(self, of: str, device: torch.device, make: Callable[[], Tensor]) -> Tensor:
+        """Position ids by what they are of. Pipelines make them on the CPU in every forward pass; here once a device."""
+        key = of, device
+        if key not in self._positions:
+            self._positions[key] = make().to(device)
+        return self._positions[key]
 
     @abstractmethod
     def dynamic_mu(self, steps: int) -> float:

@@ -34,6 +34,8 @@ class PipelineBackbone(Backbone):
         embedding_cache: a folder where prompts' embeddings are kept on disk. Text encoders are then loaded only when a prompt
             is not there; `python -m rtdmd_lightning.embed` fills it ahead of time.
         text_encoders: false never loads them; a prompt that the cache lacks is an error.
+        embeddings_on_device: MiB of prompts' embeddings that stay in an accelerator's memory (a prompt of SD3 or FLUX takes 2 to
+            13); those used last stay. The others are copied from the CPU's when they are used again.
     """
 
     encoders: ClassVar[tuple[str, ...]]
@@ -56,6 +58,7 @@ class PipelineBackbone(Backbone):
         channels_last_vae: bool = False,
         embedding_cache: str | None = None,
         text_encoders: bool = True,
+        embeddings_on_device: int = 256,
     ) -> None:
         if embedding_cache is None and not text_encoders:
             raise UserError(
@@ -65,6 +68,10 @@ class PipelineBackbone(Backbone):
             1 <= max_sequence_length <= self.longest_text,
             f"the backbone's max_sequence_length must lie between 1 and {self.longest_text}, not {max_sequence_length}",
         )
+        require(
+            embeddings_on_device >= 0,
+            f"the backbone's embeddings_on_device must be at least 0, not {embeddings_on_device}",
+        )
         self.pretrained = pretrained
         self.resolution = resolution
         self.max_sequence_length = max_sequence_length
@@ -73,6 +80,7 @@ class PipelineBackbone(Backbone):
         self.channels_last_vae = channels_last_vae
         self.embedding_cache = embedding_cache
         self.text_encoders = text_encoders
+        self.embeddings_on_device = embeddings_on_device
         self.source: Source = Pretrained()
         self.pipeline: Any = None
         self._text_pipeline: Any = None  # the one whose text encoders are loaded
@@ -89,7 +97,6 @@ class PipelineBackbone(Backbone):
         else:
             encoders = [part for part in self.encoders if part.startswith("text_encoder")]
             self.pipeline = self._open(**dict.fromkeys(encoders))
-        self.pipeline.vae.to(self.vae_dtype)
         if self.channels_last_vae:
             self.pipeline.vae.to(memory_format=torch.channels_last)
         return self._frozen(self.pipeline.transformer)
@@ -204,7 +211,8 @@ class PipelineBackbone(Backbone):
     def _open(self, **given: Any) -> Any:
         """The pipeline, frozen; parts that are given, or that the options leave out, are not read."""
         given = dict.fromkeys(self.unused_encoders()) | given
-        pipeline = self.source.pipeline(self.pipeline_class, self.pretrained, self.dtype, given)
+        dtypes = {"default": self.dtype, "vae": self.vae_dtype}
+        pipeline = self.source.pipeline(self.pipeline_class, self.pretrained, dtypes, given)
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()

@@ -31,6 +31,7 @@ from rtdmd_lightning.roles.lora import LoraSettings
 from rtdmd_lightning.roles.roles import COLD_START, EMA, GENERATOR, Stacks
 from rtdmd_lightning.sampling.sampler import SamplerSettings
 from rtdmd_lightning.utils.errors import require
+from rtdmd_lightning.utils.transfer import send
 
 OLD = "old_policy"
 
@@ -128,13 +129,13 @@ class DiffusionNFTModule(FewStepModule):
         """At the level where a step begins, of a micro-batch, the mean over its samples."""
         batch, sigma = rollout.batch, self.sampler.sigmas[step]
         conditioning = self.embed(batch.prompts, self.device)
-        clean = rollout.states[-1].to(self.device).float()
+        clean = rollout.states_on(self.device, -1)[0]
         noise = self.random_of(batch).normal(f"forward noise {step}", clean.shape[1:])
         noised = interpolate(clean, noise, sigma=sigma)
         velocity = self.roles.velocity(GENERATOR, noised, sigma, conditioning)
         with torch.no_grad():
             old = self.roles.velocity(OLD, noised, sigma, conditioning)
-        goodness = (rollout.advantages.to(self.device) / (2 * self.policy.advantage_clip) + 0.5).clamp(0, 1)
+        goodness = (send([rollout.advantages], self.device)[0] / (2 * self.policy.advantage_clip) + 0.5).clamp(0, 1)
         terms = nft_terms(clean, noised, velocity, old, goodness, sigma=sigma, beta=self.beta)
         self.notes.terms(GENERATOR, terms, len(rollout), f"step_{step}")
         return self.policy.advantage_clip / self.beta * total(terms)

@@ -37,6 +37,11 @@ from rtdmd_lightning.utils.randomness import SampleRandom
 SHARDED_KEY = "saved_under_fsdp2"
 
 
+def on_host(number: float) -> Tensor:
+    """What a number is logged as: Lightning would copy the number to the device, which waits for all that is under way there."""
+    return torch.tensor(float(number))
+
+
 class FewStepModule(L.LightningModule, ABC):
     """Trains a few-step generator as an adapter on a frozen base; an algorithm is a subclass with a `training_step`.
 
@@ -56,6 +61,9 @@ class FewStepModule(L.LightningModule, ABC):
 
     images_per_prompt: int = 1
     """How many consecutive samples share a prompt."""
+
+    is_compiled: bool = False
+    """Whether the transformer's blocks are compiled: their kernels then differ between passes with and without gradient."""
 
     def __init__(
         self,
@@ -185,7 +193,7 @@ class FewStepModule(L.LightningModule, ABC):
         """Each term by its name, unweighted, and its weight; `part` is the segment or step that it is of."""
         suffix = f"_{part}" if part else ""
         self.log_dict({f"{role}/{name}{suffix}": term.value.detach() for name, term in terms.items()})
-        self.log_dict({f"weight/{role}/{name}": term.weight for name, term in terms.items()})
+        self.log_dict({f"weight/{role}/{name}": on_host(term.weight) for name, term in terms.items()})
 
     def gather(self, values: Tensor) -> Tensor:
         """`[N]` of every process as `[processes * N]`."""
@@ -199,7 +207,7 @@ class FewStepModule(L.LightningModule, ABC):
         start = time.perf_counter()
         yield
         synchronize(self.device)
-        self.log(f"time/{name}", time.perf_counter() - start)
+        self.log(f"time/{name}", on_host(time.perf_counter() - start))
 
     # Saving -------------------------------------------------------------------------------------------------------------
 
