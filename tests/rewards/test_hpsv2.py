@@ -99,7 +99,9 @@ def test_a_prompt_is_encoded_once_to_the_same_bits(reward, monkeypatch):
     with torch.no_grad():
         text = encode(fork.tokenize(prompts), normalize=True)
         expected = (reward._clip.encode_image(reward._preprocess(images), normalize=True) * text).sum(-1)
-    monkeypatch.setattr(reward._clip, "encode_text", lambda t, normalize: encoded.append(len(t)) or encode(t, normalize))
+    monkeypatch.setattr(
+        reward._clip, "encode_text", lambda t, normalize: encoded.append(len(t)) or encode(t, normalize)
+    )
     with torch.inference_mode():
         assert torch.equal(reward.score(images, prompts, [{}] * 3), expected)
     assert torch.equal(reward.score(images.requires_grad_(), prompts, [{}] * 3), expected)
