@@ -15,7 +15,6 @@ from rtdmd_lightning.models.source import Pretrained, Source
 from rtdmd_lightning.sampling.structures import Conditioning
 from rtdmd_lightning.utils.errors import UserError, require
 
-
 _recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)  # no dropout: nothing is drawn
 
 

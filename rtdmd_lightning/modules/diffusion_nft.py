@@ -109,8 +109,7 @@ class DiffusionNFTModule(FewStepModule):
         self.rewards.to(self.device)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        with self.timed("rollout"):
-            rollouts, rewards = self.explore(batch, self.global_step, chosen=())
+        rollouts, rewards = self.explore(batch, self.global_step, chosen=())
         self.log_dict({f"reward/{name}": values.mean() for name, values in rewards.items()})
         with self.timed("generator_update"):
             self.update_generator(rollouts)

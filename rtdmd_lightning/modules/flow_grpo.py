@@ -115,8 +115,7 @@ class FlowGRPOModule(FewStepModule):
         self.rewards.to(self.device)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        with self.timed("rollout"):
-            rollouts, rewards = self.explore(batch, self.global_step, self.trained_steps)
+        rollouts, rewards = self.explore(batch, self.global_step, self.trained_steps)
         self.log_dict({f"reward/{name}": values.mean() for name, values in rewards.items()})
         for number in range(self.inner_updates):
             with self.timed("generator_update"):

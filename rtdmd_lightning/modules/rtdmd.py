@@ -37,7 +37,7 @@ from rtdmd_lightning.losses import (
 )  # fmt: skip
 from rtdmd_lightning.models.base import DTYPES, Backbone
 from rtdmd_lightning.modules.cold_start import FROM_BASE, check_reinforcement, cold_start_files
-from rtdmd_lightning.modules.explorer import Explorer
+from rtdmd_lightning.modules.explorer import Explorer, Listener
 from rtdmd_lightning.modules.notes import Notes
 from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings
 from rtdmd_lightning.modules.ratio import FirstRatio
@@ -49,9 +49,6 @@ from rtdmd_lightning.roles.roles import COLD_START, COLD_START_FAKE, EMA, FAKE_S
 from rtdmd_lightning.sampling.sampler import SamplerSettings
 from rtdmd_lightning.sampling.structures import ExecutedStep
 from rtdmd_lightning.utils.randomness import keyed_generator
-
-Listener = Callable[[Sequence[Rollout], int, Sequence[int]], None]
-"""Is told of every epoch's rollouts, its number and its trained steps, before anything is updated."""
 
 
 class RTDMDModule(FewStepModule):
@@ -153,21 +150,21 @@ class RTDMDModule(FewStepModule):
         super().on_fit_start()
         self.rewards.to(self.device)
 
-    # The epoch ----------------------------------------------------------------------------------------------------------
-
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         epoch = self.global_step
         chosen = self.policy.choose(self.seed, epoch, self.sampler.steps)
-        with self.timed("rollout"):
-            rollouts, rewards = self.explore(batch, epoch, chosen)
+        with self.explore.scoring() as scoring:
+            rollouts = self.explore.roll_out(batch, epoch, chosen, scoring)
+            if self.shuffle:
+                rollouts = shuffled(rollouts, keyed_generator(self.seed, epoch, f"shuffle {self.global_rank}"))
+            if not self.listeners:
+                self.update_fake_score(rollouts)  # needs no reward: the last images are scored meanwhile
+            rollouts, rewards = self.explore.with_advantages(rollouts, scoring)
         self.log_dict({f"reward/{name}": values.mean() for name, values in rewards.items()})
-        if self.shuffle:
-            rollouts = shuffled(rollouts, keyed_generator(self.seed, epoch, f"shuffle {self.global_rank}"))
         for hear in self.listeners:
             hear(rollouts, epoch, chosen)
-        if FAKE_SCORE in self.optimize.settings:
-            with self.timed("fake_update"):
-                self.update_fake_score(rollouts)
+        if self.listeners:
+            self.update_fake_score(rollouts)
         self.move_average(self.ema_moves - 1)
         with self.timed("generator_update"):
             self.update_generator(rollouts, epoch, chosen)
@@ -175,10 +172,13 @@ class RTDMDModule(FewStepModule):
         self.log_dict(self.notes.summary(self.gather))
 
     def update_fake_score(self, rollouts: Sequence[Rollout]) -> None:
-        """One optimizer step on the fake score's loss at the last step (s = 0), the mean over all samples of the epoch."""
-        losses = [partial(self.fake_loss, rollout) for rollout in rollouts]
-        loss = self.optimize.accumulate(FAKE_SCORE, losses, 1 / len(rollouts))
-        self.log_dict({"fake_score/loss": loss, "fake_score/grad_norm": self.optimize.step(FAKE_SCORE)})
+        """One optimizer step, where there is a fake score, on its loss at the last step (s = 0), the mean over the epoch."""
+        if FAKE_SCORE not in self.optimize.settings:
+            return
+        with self.timed("fake_update"):
+            losses = [partial(self.fake_loss, rollout) for rollout in rollouts]
+            loss = self.optimize.accumulate(FAKE_SCORE, losses, 1 / len(rollouts))
+            self.log_dict({"fake_score/loss": loss, "fake_score/grad_norm": self.optimize.step(FAKE_SCORE)})
 
     def fake_loss(self, rollout: Rollout) -> Tensor:
         """Of one micro-batch, the mean."""
@@ -188,8 +188,6 @@ class RTDMDModule(FewStepModule):
         terms = self.fake_score_loss(step, conditioning, self.random_of(batch), "fake update")
         self.notes.terms(FAKE_SCORE, terms, len(rollout))
         return total(terms)
-
-    # The generator ------------------------------------------------------------------------------------------------------
 
     def update_generator(self, rollouts: Sequence[Rollout], epoch: int, chosen: Sequence[int]) -> None:
         """One optimizer step on the mean of all terms over the epoch's kept samples and its trained steps."""

@@ -25,9 +25,9 @@ def use_matmul_precision(precision: MatmulPrecision, device: torch.device) -> No
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for what an accelerator still has to do; a CPU has done it."""
+    """Wait for what this thread has given an accelerator to do, not for what others have (scoring); a CPU has done it."""
     if device.type != "cpu":
-        torch.accelerator.synchronize()
+        torch.accelerator.current_stream(device).synchronize()
 
 
 def process_device(wanted: str | None) -> torch.device:
