@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.objectives import dynamic_shift_sigmas, shift_sigmas
-from rtdmd_lightning.utils.errors import UserError
+from rtdmd_lightning.utils.errors import UserError, first_line
 
 
 class PackedBackbone(PipelineBackbone):
@@ -17,13 +17,39 @@ class PackedBackbone(PipelineBackbone):
 
     It does so in the precision of the weights: a bfloat16 model sees its level rounded to 8 bits, in diffusers' pipelines and
     here alike. The levels of the schedules, transitions and targets are not rounded.
+
+    Args:
+        pretrained, resolution: see `PipelineBackbone`.
+        attention_backend: one of diffusers' (`_native_cudnn`, `_native_flash`, `_flash_3_hub`, …), in all forward passes of the
+            run; by default torch chooses its kernel.
+        options: see `PipelineBackbone`.
     """
 
     dynamic_shifting = True
 
-    def __init__(self, pretrained: str, resolution: int, **options: Any) -> None:
+    def __init__(self, pretrained: str, resolution: int, attention_backend: str | None = None, **options: Any) -> None:
         super().__init__(pretrained, resolution, **options)
+        self.attention_backend = attention_backend
         self._positions: dict[tuple[str, torch.device], Tensor] = {}
+
+    def check(self) -> None:
+        """Also refuses an attention backend that is unknown or not installed."""
+        super().check()
+        if self.attention_backend is not None:
+            self._set_attention(self._outline())
+
+    def _frozen(self, transformer: nn.Module) -> nn.Module:
+        if self.attention_backend is not None:
+            self._set_attention(transformer)
+        return super()._frozen(transformer)
+
+    def _set_attention(self, transformer: Any) -> None:
+        try:
+            transformer.set_attention_backend(self.attention_backend)
+        except (ValueError, RuntimeError, ImportError) as error:
+            raise UserError(
+                f"the backbone's attention_backend {self.attention_backend} cannot be used: {first_line(error)}"
+            ) from error
 
     def load(self) -> nn.Module:
         self._positions = {}  # those of the last time may be on tensors that are no more

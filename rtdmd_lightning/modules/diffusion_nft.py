@@ -27,6 +27,7 @@ from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings
 from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.objectives import broadcast_sigma, clean_from_velocity, interpolate
 from rtdmd_lightning.rewards.mixture import RewardMixture
+from rtdmd_lightning.roles.compiling import Compile
 from rtdmd_lightning.roles.lora import LoraSettings
 from rtdmd_lightning.roles.roles import COLD_START, EMA, GENERATOR, Stacks
 from rtdmd_lightning.sampling.sampler import SamplerSettings
@@ -56,6 +57,7 @@ class DiffusionNFTModule(FewStepModule):
         generator_optimizer: AdamW.
         ema: how the generator's average follows it; by default one move per epoch.
         seed: of all noise and of every random choice (linked from `seed_everything`).
+        compile: `blocks` compiles the transformer's blocks (the first steps take minutes); null compiles nothing.
     """
 
     def __init__(
@@ -77,13 +79,14 @@ class DiffusionNFTModule(FewStepModule):
         generator_optimizer: OptimizerSettings = OptimizerSettings(),
         ema: EMASettings = EMASettings(),
         seed: int = 0,
+        compile: Compile | None = None,
     ) -> None:
         check_groups(images_per_prompt, micro_batches)
         require(beta > 0, f"model.beta must be above 0, not {beta}")
         require(0 <= old_decay_max < 1, f"model.old_decay_max must lie in [0, 1), not {old_decay_max}")
         require(old_decay_rate >= 0, f"model.old_decay_rate must be at least 0, not {old_decay_rate}")
         optimizers = {GENERATOR: generator_optimizer}
-        super().__init__(backbone, batch_size, optimizers, sampler, lora, initial_adapter, ema, 1, seed)
+        super().__init__(backbone, batch_size, optimizers, sampler, lora, initial_adapter, ema, 1, seed, compile)
         self.rewards, self.cold_start = rewards, cold_start
         self.images_per_prompt, self.micro_batches, self.beta = images_per_prompt, micro_batches, beta
         self.old_decay_rate, self.old_decay_max = old_decay_rate, old_decay_max

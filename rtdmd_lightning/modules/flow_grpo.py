@@ -22,6 +22,7 @@ from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings
 from rtdmd_lightning.modules.ratio import FirstRatio
 from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.rewards.mixture import RewardMixture
+from rtdmd_lightning.roles.compiling import Compile
 from rtdmd_lightning.roles.lora import LoraSettings
 from rtdmd_lightning.roles.roles import COLD_START, EMA, GENERATOR, Stacks
 from rtdmd_lightning.sampling.sampler import SamplerName, SamplerSettings
@@ -52,6 +53,7 @@ class FlowGRPOModule(FewStepModule):
         generator_optimizer: AdamW.
         ema: how the generator's average follows it; by default one move per epoch.
         seed: of all noise and of every random choice (linked from `seed_everything`).
+        compile: `blocks` compiles the transformer's blocks (the first steps take minutes); null compiles nothing.
     """
 
     def __init__(
@@ -76,12 +78,15 @@ class FlowGRPOModule(FewStepModule):
         generator_optimizer: OptimizerSettings = OptimizerSettings(),
         ema: EMASettings = EMASettings(),
         seed: int = 0,
+        compile: Compile | None = None,
     ) -> None:
         check_groups(images_per_prompt, micro_batches)
         require(inner_updates >= 1, f"model.inner_updates must be at least 1, not {inner_updates}")
         require(sampler.eta > 0, "with model.sampler.eta 0 no step is stochastic, and Flow-GRPO has nothing to train")
         optimizers = {GENERATOR: generator_optimizer}
-        super().__init__(backbone, batch_size, optimizers, sampler, lora, initial_adapter, ema, 1, seed, sampler_name)
+        super().__init__(
+            backbone, batch_size, optimizers, sampler, lora, initial_adapter, ema, 1, seed, compile, sampler_name
+        )
         self.rewards, self.cold_start = rewards, cold_start
         self.images_per_prompt, self.micro_batches, self.inner_updates = images_per_prompt, micro_batches, inner_updates
         self.policy = PolicySettings(

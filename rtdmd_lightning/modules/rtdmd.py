@@ -44,6 +44,7 @@ from rtdmd_lightning.modules.ratio import FirstRatio
 from rtdmd_lightning.modules.training import FewStepModule, on_host
 from rtdmd_lightning.objectives import clean_from_velocity
 from rtdmd_lightning.rewards.mixture import RewardMixture
+from rtdmd_lightning.roles.compiling import Compile
 from rtdmd_lightning.roles.lora import LoraSettings
 from rtdmd_lightning.roles.roles import COLD_START, COLD_START_FAKE, EMA, FAKE_SCORE, GENERATOR, TEACHER, Stacks
 from rtdmd_lightning.sampling.sampler import SamplerSettings
@@ -70,13 +71,12 @@ class RTDMDModule(FewStepModule):
         shuffle: train on micro-batches that mix the samples of all rollout batches, as the authors do. Rounding may then move the
             first ratio by more than the clip range: `policy.ratio_check` tells, and `policy.old_log_prob: update` prevents it.
         sub_interval, consistency, fake_target, fake_weight, renoise, normalizer: AC-DMD's, see `MatchingSettings`.
-        sampler: the student's few-step sampler.
-        lora: shape of the fresh adapters.
-        initial_adapter: what the fresh adapter of the generator starts from: a file or folder in any format that `roles.read`
-            knows, of `lora`'s rank and alpha.
+        sampler, lora: the student's few-step sampler; the shape of the fresh adapters.
+        initial_adapter: a file or folder that the generator's fresh adapter starts from, of `lora`'s rank and alpha.
         generator_optimizer, fake_optimizer: one AdamW each.
         ema: how the generator's average follows it; by default one move per micro-batch (METHOD section 4, item 6).
         seed: of all noise and of every random choice (linked from `seed_everything`).
+        compile: `blocks` compiles the transformer's blocks (the first steps take minutes); null compiles nothing.
     """
 
     def __init__(
@@ -106,11 +106,14 @@ class RTDMDModule(FewStepModule):
         fake_optimizer: OptimizerSettings = OptimizerSettings(),
         ema: EMASettings = EMASettings(),
         seed: int = 0,
+        compile: Compile | None = None,
     ) -> None:
         check_reinforcement(policy, final_step, sampler, rewards, images_per_prompt, micro_batches)
         needs_fake = final_step.matching_weight > 0
         optimizers = {GENERATOR: generator_optimizer} | ({FAKE_SCORE: fake_optimizer} if needs_fake else {})
-        super().__init__(backbone, batch_size, optimizers, sampler, lora, initial_adapter, ema, micro_batches, seed)
+        super().__init__(
+            backbone, batch_size, optimizers, sampler, lora, initial_adapter, ema, micro_batches, seed, compile
+        )
         self.rewards, self.policy, self.final_step = rewards, policy, final_step
         self.cold_start, self.cold_start_fake = cold_start, cold_start_fake
         self.images_per_prompt, self.micro_batches, self.shuffle = images_per_prompt, micro_batches, shuffle
@@ -196,8 +199,8 @@ class RTDMDModule(FewStepModule):
         kept_everywhere = counts.view(-1, len(rollouts)).sum(dim=0).tolist()
         total_kept = sum(kept_everywhere)
         self.log("policy/kept_samples", on_host(total_kept))
-        pairs = zip(rollouts, kept, kept_everywhere, strict=True)
-        remaining = [(rollout, rows) for rollout, rows, count in pairs if count]
+        everything = zip(rollouts, kept, kept_everywhere, strict=True)
+        remaining = [(rollout, rows) for rollout, rows, count in everything if count]
         losses: list[Callable[[], Tensor]] = [
             partial(self.stochastic_loss, rollout, step) for rollout, _ in remaining for step in chosen
         ]
@@ -227,10 +230,7 @@ class RTDMDModule(FewStepModule):
         return len(rows) * total(terms)
 
     def final_terms(self, rollout: Rollout, rows: list[int], guidance_scale: float) -> Terms:
-        """AC-DMD and reward back-propagation, those that have a weight: means over some rows of the micro-batch.
-
-        A process without any computes along on one: sharded forward passes need every rank.
-        """
+        """Those that have a weight, means over some rows. A process without any computes along: FSDP2 needs every rank."""
         part = rollout.at(rows or [0])
         batch, state = part.batch, part.states_on(self.device, -2)[0]
         conditioning = self.embed(batch.prompts, self.device)

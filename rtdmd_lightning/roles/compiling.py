@@ -1,14 +1,16 @@
 """Regional `torch.compile`: the blocks of a transformer are compiled, what is around them is not.
 
-Blocks of a kind share their graphs, so a model of many blocks compiles as fast as one of few. Each role, batch size and grad mode has
-graphs of its own: an adapter that is switched is a guard, not a graph break.
+Blocks of a kind share their graphs, so a model of many blocks compiles as fast as one of few. Each role, batch size and grad
+mode has graphs of its own: an adapter that is switched is a guard, not a graph break.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
+
+Compile = Literal["blocks"]
 
 GRAPHS_OF_A_ROLE = 32
 """At most, of one class of block: kinds of block x grad modes x batch sizes of training and evaluation."""
