@@ -43,6 +43,10 @@ class Backbone(ABC):
     text_encoders: bool = True
     """Whether prompts that the cache lacks can be encoded."""
 
+    reads_weights: bool = True
+    """Whether `load` and `load_generator_base` read the transformers' weights; otherwise these are `without_weights`, and wait
+    for another process's (`broadcast.py`)."""
+
     @abstractmethod
     def check(self) -> None:
         """Raises UserError for what `load` would refuse, as far as it can be told without reading weights."""

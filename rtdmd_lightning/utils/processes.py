@@ -3,10 +3,14 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 
 from rtdmd_lightning.utils.errors import UserError, first_line
+
+TIMEOUT = timedelta(hours=6)
+"""How long a process waits for another before it gives up, unless told otherwise: for an evaluation on one rank."""
 
 
 def synchronize(device: torch.device) -> None:
@@ -41,7 +45,7 @@ def processes() -> Iterator[tuple[int, int]]:
     if not torch.distributed.is_torchelastic_launched():
         yield 0, 1
         return
-    torch.distributed.init_process_group("gloo")
+    torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
     try:
         yield torch.distributed.get_rank(), torch.distributed.get_world_size()
         torch.distributed.barrier()
