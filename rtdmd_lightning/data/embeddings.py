@@ -37,6 +37,10 @@ class PromptEmbedder:
         """What was made elsewhere of one prompt, `[1, ...]`: kept in memory as if it were encoded here."""
         self._memory.recall([prompt], lambda _: [row])
 
+    def bytes_of_a_prompt(self) -> int:
+        """What one prompt's embedding takes, in memory or on disk; reads configs only."""
+        return _bytes(self.backbone.blank_conditioning(1))
+
     def _find(self, prompts: list[str]) -> list[Conditioning]:
         if self.store is None:
             return self._encode(prompts)

@@ -72,6 +72,10 @@ class Backbone(ABC):
         """B prompts to their conditioning, on the device of the text encoders; no gradient."""
 
     @abstractmethod
+    def blank_conditioning(self, count: int) -> Conditioning:
+        """Zeros of the shapes and the dtype that `encode_prompts` gives for that many prompts; reads configs only."""
+
+    @abstractmethod
     def encoder_identity(self) -> dict[str, Any]:
         """All that `encode_prompts` depends on besides the prompts, in what JSON can hold; reads no weights."""
 

@@ -51,7 +51,9 @@ class WeightBroadcast:
             arrived = weights.to(self.device).contiguous()
         else:
             arrived = torch.empty(weights.shape, dtype=weights.dtype, device=self.device)
-        torch.distributed.broadcast(arrived.reshape(-1).view(torch.uint8), src=READER)  # bytes: every dtype, every backend
+        torch.distributed.broadcast(
+            arrived.reshape(-1).view(torch.uint8), src=READER
+        )  # bytes: every dtype, every backend
         return arrived
 
 

@@ -34,7 +34,7 @@ def _read_index(path: Path) -> dict[str, Any]:
 
 
 def fetch(pipeline_class: Any, pretrained: str, given: dict[str, Any]) -> None:
-    """Have the hub's files of a pipeline in its cache, without those of the given parts. A folder has its files. Raises UserError."""
+    """Have a hub id's files in the hub's cache, without those of the given parts; a folder has its files. Raises UserError."""
     if Path(pretrained).is_dir():
         return
     try:

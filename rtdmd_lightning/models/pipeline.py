@@ -116,7 +116,6 @@ class PipelineBackbone(Backbone):
         return self.max_sequence_length
 
     def blank_conditioning(self, count: int) -> Conditioning:
-        """Zeros of the shapes and the dtype that `encode_prompts` gives for that many prompts. Reads configs only."""
         config = self.read_config("transformer")
         embeds = torch.zeros(count, self.text_tokens, config["joint_attention_dim"], dtype=self.dtype)
         if "pooled_projection_dim" not in config:

@@ -1,5 +1,7 @@
 """How a run is spread over processes: Lightning's strategies with the options that this project needs, and no others."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
@@ -55,7 +57,7 @@ class FSDP2(ModelParallelStrategy):
         self.reshard_after_forward, self.prefetch = reshard_after_forward, prefetch
 
     def check_sizes(self, processes: int) -> None:
-        """Raises UserError for sizes that no run of so many processes can have. (The parser would hide what a constructor says.)"""
+        """Raises UserError for numbers that no run of so many processes has. (A constructor's would drown in the parser's.)"""
         shards, replicas = self.shard_size, self.replicate_size
         require(
             shards >= 1 and replicas >= 1 and shards * replicas == processes,
@@ -63,6 +65,12 @@ class FSDP2(ModelParallelStrategy):
             f"{processes} processes: give e.g. --trainer.strategy.shard_size={processes} --trainer.strategy.replicate_size=1",
         )
         require(self.prefetch >= 0, f"trainer.strategy.prefetch must be at least 0, not {self.prefetch}")
+
+    @contextmanager
+    def tensor_init_context(self, empty_init: bool | None = None) -> Iterator[None]:
+        """As DDP has it: what `configure_model` makes, it makes on the device. Text encoders are then read right to it."""
+        with super().tensor_init_context(empty_init), self.root_device:
+            yield
 
     def sharding(self) -> Sharding:
         """What the transformers are sharded by; there must be a process group, and every process must ask."""

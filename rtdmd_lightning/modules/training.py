@@ -116,12 +116,16 @@ class FewStepModule(L.LightningModule, ABC):
         initial = read(self.initial_adapter) if self.initial_adapter else None
         if initial is not None:
             check_settings(initial, self.lora)  # a wrong file is told in a second
-        place: dict[str, Any] = {}
-        if self._trainer is not None:
-            strategy = self._trainer.strategy
-            place = {"device": strategy.root_device, "sharding": strategy.sharding() if self.is_sharded else None}
+        strategy = None if self._trainer is None else self._trainer.strategy
         self.roles = Roles(
-            self.backbone, self.stacks(), tuple(self.optimize.settings), self.lora, frozen, initial, **place
+            self.backbone,
+            self.stacks(),
+            tuple(self.optimize.settings),
+            self.lora,
+            frozen,
+            initial,
+            device=torch.device("cpu") if strategy is None else strategy.root_device,
+            sharding=strategy.sharding() if isinstance(strategy, FSDP2) else None,
         )
         self._origin = self.origin()  # as it is now: the cold start's files may change meanwhile
         self.embed = PromptEmbedder(self.backbone)

@@ -61,7 +61,7 @@ def readable_errors() -> Iterator[None]:
 
 
 def _sentence(error: BaseException) -> str:
-    """What it says, in a line. Of all that the parser says where an option takes a name or a class: what is wrong with the class."""
+    """What it says, in a line. Where an option takes a name or an object, the parser says much: what is wrong with the object."""
     text = " ".join(str(error).split())
     of_class = re.match(r"(Parser key \S+:) .* Problem with given class_path (\S+:) (.+?) Given value type:", text)
     return " ".join(of_class.groups()) if of_class else text

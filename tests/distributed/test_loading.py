@@ -56,12 +56,9 @@ def test_a_sharded_base_is_held_once_by_a_machine_while_it_is_loaded(pair, tiny_
     """Cast to bfloat16, the reader holds one copy, the other its half and a block; two copies if both read."""
     loaded(pair, write_config(tmp_path / "warm", tiny_folder), tmp_path / "warm/seen", *STRATEGIES["fsdp2"])
     config = write_config(tmp_path, large_folder)
-    reader, other = loaded(
-        pair, config, tmp_path / "seen", *STRATEGIES["fsdp2"], "--model.backbone.dtype=bfloat16"
-    )
+    reader, other = loaded(pair, config, tmp_path / "seen", *STRATEGIES["fsdp2"], "--model.backbone.dtype=bfloat16")
     state = load_file(large_folder / "transformer/diffusion_pytorch_model.safetensors")
     assert reader["digests"] == other["digests"] == {path: digest(value.bfloat16()) for path, value in state.items()}
     base = sum(tensor.numel() for tensor in state.values()) * 2 / MEBIBYTE
     assert base > 100
-    print(base, reader["memory"], other["memory"])
     assert reader["memory"] < 1.4 * base and other["memory"] < 0.9 * base

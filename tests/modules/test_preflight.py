@@ -65,7 +65,10 @@ def cold_start(tiny_folder, tmp_path_factory):
             "shard_size 2 x replicate_size 2 = 4",
         ),
         ([*STRATEGIES["fsdp2"], "--trainer.strategy.replicate_size=0"], "shard_size 2 x replicate_size 0 = 0"),
-        (["--trainer.devices=2", *STRATEGIES["fsdp2"], "--trainer.strategy.prefetch=-1"], "trainer.strategy.prefetch must be at least 0"),
+        (
+            ["--trainer.devices=2", *STRATEGIES["fsdp2"], "--trainer.strategy.prefetch=-1"],
+            "trainer.strategy.prefetch must be at least 0",
+        ),
         ([*STRATEGIES["fsdp2"], "--trainer.strategy.tensor_parallel_size=2"], "tensor_parallel_size"),
         (
             [

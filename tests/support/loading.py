@@ -47,7 +47,9 @@ class WatchLoading(Callback):
         self.thread.join()
         state = {path: full_tensor(value) for path, value in pl_module.roles.transformer.named_parameters()}
         state |= dict(pl_module.roles.transformer.named_buffers())
-        digests = {path.replace(".base_layer", ""): digest(value) for path, value in state.items() if "lora_" not in path}
+        digests = {
+            path.replace(".base_layer", ""): digest(value) for path, value in state.items() if "lora_" not in path
+        }
         found = {"memory": (self.most - self.before) / MEBIBYTE, "digests": digests}
         (self.folder / f"{trainer.global_rank}.json").write_text(json.dumps(found))
 
