@@ -51,6 +51,10 @@ class PromptEmbedder:
         there = {name: send([tensor], device)[0] for name, tensor in found.tensors().items()}
         return _rows(Conditioning(**there))
 
+    def bytes_of_a_prompt(self) -> int:
+        """What one prompt's embedding takes, in memory or on disk; reads configs only."""
+        return _bytes(self.backbone.blank_conditioning(1))
+
     def _find(self, prompts: list[str]) -> list[Conditioning]:
         if self.store is None:
             return self._encode(prompts)

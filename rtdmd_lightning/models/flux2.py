@@ -60,6 +60,9 @@ class Flux2Backbone(PackedBackbone):
         if self.generator_pretrained is None:
             return None
         self.source.check(self.generator_pretrained, ["transformer"])
+        if not self.reads_weights:
+            others = dict.fromkeys(("vae", *self.encoders))
+            return self._frozen(self._transformer_without_weights(self.generator_pretrained, others))
         return self._frozen(self.source.transformer(self.transformer_class, self.generator_pretrained, self.dtype))
 
     def encode_with(self, pipeline: Any, prompts: list[str]) -> Conditioning:

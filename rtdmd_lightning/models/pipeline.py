@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rtdmd_lightning.models.base import DTYPES, Backbone
+from rtdmd_lightning.models.broadcast import without_weights
+from rtdmd_lightning.models.folder import fetch
 from rtdmd_lightning.models.identity import identity
 from rtdmd_lightning.models.source import Pretrained, Source
 from rtdmd_lightning.sampling.structures import Conditioning
@@ -91,11 +93,14 @@ class PipelineBackbone(Backbone):
 
     def load(self) -> nn.Module:
         self.check()
+        given: dict[str, Any] = {}
+        if self.embedding_cache is not None:
+            given = dict.fromkeys(part for part in self.encoders if part.startswith("text_encoder"))
+        if not self.reads_weights:
+            given["transformer"] = self._transformer_without_weights(self.pretrained, given)
+        self.pipeline = self._open(**given)
         if self.embedding_cache is None:
-            self.pipeline = self._text_pipeline = self._open()
-        else:
-            encoders = [part for part in self.encoders if part.startswith("text_encoder")]
-            self.pipeline = self._open(**dict.fromkeys(encoders))
+            self._text_pipeline = self.pipeline
         if self.channels_last_vae:
             self.pipeline.vae.to(memory_format=torch.channels_last)
         return self._frozen(self.pipeline.transformer)
@@ -126,12 +131,11 @@ class PipelineBackbone(Backbone):
         return self.max_sequence_length
 
     def blank_conditioning(self, count: int) -> Conditioning:
-        """Zeros of the shapes and the dtype that `encode_prompts` gives for that many prompts. Needs no text encoder."""
-        config = self.loaded.transformer.config
-        embeds = torch.zeros(count, self.text_tokens, config.joint_attention_dim, dtype=self.dtype)
+        config = self.read_config("transformer")
+        embeds = torch.zeros(count, self.text_tokens, config["joint_attention_dim"], dtype=self.dtype)
         if "pooled_projection_dim" not in config:
             return Conditioning(embeds)
-        return Conditioning(embeds, torch.zeros(count, config.pooled_projection_dim, dtype=self.dtype))
+        return Conditioning(embeds, torch.zeros(count, config["pooled_projection_dim"], dtype=self.dtype))
 
     def encoder_identity(self) -> dict[str, Any]:
         self._check_folder()
@@ -224,7 +228,14 @@ class PipelineBackbone(Backbone):
     def _check_folder(self) -> None:
         self.source.check(self.pretrained, ["transformer", "vae", "scheduler", *self._used_encoders()])
 
-    def _outline(self) -> nn.Module:
+    def _outline(self, pretrained: str | None = None) -> nn.Module:
         """The transformer's shapes, which SD3's pipeline asks for when it encodes without T5."""
+        config = self.source.config(self.transformer_class, pretrained or self.pretrained, "transformer")
         with torch.device("meta"):
-            return self.transformer_class.from_config(self.read_config("transformer"))
+            return self.transformer_class.from_config(config)
+
+    def _transformer_without_weights(self, pretrained: str, given: dict[str, Any]) -> nn.Module:
+        """Where another process reads it. Files of the hub are fetched all the same, of which each is by one process of a machine
+        at a time (the hub's cache has locks, which know no time-out): nobody waits for a download in a collective."""
+        fetch(self.pipeline_class, pretrained, dict.fromkeys(self.unused_encoders()) | given)
+        return without_weights(self._outline(pretrained).to(self.dtype))

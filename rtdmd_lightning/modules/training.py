@@ -14,7 +14,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from rtdmd_lightning.data.embeddings import PromptEmbedder
@@ -23,6 +22,7 @@ from rtdmd_lightning.losses.terms import Terms
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings, RoleOptimizers
 from rtdmd_lightning.modules.origin import ORIGIN_KEY, Origin, origin
+from rtdmd_lightning.modules.strategies import FSDP2
 from rtdmd_lightning.roles import check_settings, read
 from rtdmd_lightning.roles.adapter import SCALE_KEY
 from rtdmd_lightning.roles.compiling import Compile, compile_blocks
@@ -127,9 +127,16 @@ class FewStepModule(L.LightningModule, ABC):
         initial = read(self.initial_adapter) if self.initial_adapter else None
         if initial is not None:
             check_settings(initial, self.lora)  # a wrong file is told in a second
-        mesh = self.device_mesh["data_parallel"] if self.is_sharded and self.device_mesh is not None else None
+        strategy = None if self._trainer is None else self._trainer.strategy
         self.roles = Roles(
-            self.backbone, self.stacks(), tuple(self.optimize.settings), self.lora, frozen, initial, mesh
+            self.backbone,
+            self.stacks(),
+            tuple(self.optimize.settings),
+            self.lora,
+            frozen,
+            initial,
+            device=torch.device("cpu") if strategy is None else strategy.root_device,
+            sharding=strategy.sharding() if isinstance(strategy, FSDP2) else None,
         )
         if self.is_compiled:
             for base in self.roles.bases:
@@ -159,7 +166,7 @@ class FewStepModule(L.LightningModule, ABC):
     @property
     def is_sharded(self) -> bool:
         """Does FSDP2 hold the bases in parts?"""
-        return self._trainer is not None and isinstance(self._trainer.strategy, ModelParallelStrategy)
+        return self._trainer is not None and isinstance(self._trainer.strategy, FSDP2)
 
     # Sampling -----------------------------------------------------------------------------------------------------------
 

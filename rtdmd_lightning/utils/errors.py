@@ -8,6 +8,7 @@ keeps its traceback.
 import contextlib
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator
 
@@ -55,9 +56,15 @@ def readable_errors() -> Iterator[None]:
         told = user_error_in(error)
         if told is None or os.environ.get(DEBUG_VARIABLE):
             raise
-        sentence = " ".join(str(told).split())
-        print(f"error: {sentence} (set {DEBUG_VARIABLE}=1 for the traceback)", file=sys.stderr)
+        print(f"error: {_sentence(told)} (set {DEBUG_VARIABLE}=1 for the traceback)", file=sys.stderr)
         sys.exit(2)
+
+
+def _sentence(error: BaseException) -> str:
+    """What it says, in a line. Where an option takes a name or an object, the parser says much: what is wrong with the object."""
+    text = " ".join(str(error).split())
+    of_class = re.match(r"(Parser key \S+:) .* Problem with given class_path (\S+:) (.+?) Given value type:", text)
+    return " ".join(of_class.groups()) if of_class else text
 
 
 def user_error_in(error: BaseException | None) -> BaseException | None:

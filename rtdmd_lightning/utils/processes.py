@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Literal
 
 import torch
@@ -22,6 +23,10 @@ def use_matmul_precision(precision: MatmulPrecision, device: torch.device) -> No
         return
     torch.set_float32_matmul_precision(precision)
     rank_zero_info(f"float32 matrix products: {precision} precision (--float32_matmul_precision)")
+
+
+TIMEOUT = timedelta(hours=6)
+"""How long a process waits for another before it gives up, unless told otherwise: for an evaluation on one rank."""
 
 
 def synchronize(device: torch.device) -> None:
@@ -56,7 +61,7 @@ def processes() -> Iterator[tuple[int, int]]:
     if not torch.distributed.is_torchelastic_launched():
         yield 0, 1
         return
-    torch.distributed.init_process_group("gloo")
+    torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
     try:
         yield torch.distributed.get_rank(), torch.distributed.get_world_size()
         torch.distributed.barrier()

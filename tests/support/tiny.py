@@ -34,7 +34,7 @@ STRATEGIES = {
     "ddp": ["--trainer.strategy=ddp_find_unused_parameters_true"],
     "fsdp2": [
         f"--config={REPOSITORY / 'configs/parts/fsdp2.yaml'}",
-        "--trainer.strategy.data_parallel_size=2",
+        "--trainer.strategy.shard_size=2",
     ],
 }
 
