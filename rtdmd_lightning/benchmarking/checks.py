@@ -38,12 +38,17 @@ class Check:
 
 
 SWITCHES: dict[str, tuple[str, ...]] = {
+    "compile": ("--model.compile=blocks",),
+    "no autocast": ("--trainer.precision=32-true",),
     "no checkpointing": ("--model.backbone.gradient_checkpointing=false",),
 }
 """Options that stage 1 of SD3.5-M is timed with, against the same without: adding one is a line."""
 
 STAGE_2_SWITCHES: dict[str, tuple[str, ...]] = {
+    "compile": ("--model.compile=blocks",),
+    "VAE channels last": ("--model.backbone.channels_last_vae=true",),
     "VAE in bfloat16": ("--model.backbone.vae_dtype=bfloat16",),
+    "float32 products at highest precision": ("--float32_matmul_precision=highest",),
 }
 """The same for stage 2."""
 

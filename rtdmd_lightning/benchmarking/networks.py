@@ -47,9 +47,11 @@ class RandomWeights(Weightless):
         super().__init__(family, configs, blocks)
         self.place = place
 
-    def pipeline(self, pipeline_class: Any, pretrained: str, dtype: torch.dtype, given: dict[str, Any]) -> Any:
+    def pipeline(
+        self, pipeline_class: Any, pretrained: str, dtypes: dict[str, torch.dtype], given: dict[str, Any]
+    ) -> Any:
         with self.place or torch.get_default_device():
-            pipeline = super().pipeline(pipeline_class, pretrained, dtype, given)
+            pipeline = super().pipeline(pipeline_class, pretrained, dtypes, given)
             randomise(pipeline.vae)
         return pipeline
 
