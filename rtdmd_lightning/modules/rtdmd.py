@@ -191,9 +191,8 @@ class RTDMDModule(FewStepModule):
     def update_generator(self, rollouts: Sequence[Rollout], epoch: int, chosen: Sequence[int]) -> None:
         """One optimizer step on the mean of all terms over the epoch's kept samples and its trained steps."""
         kept = [self.kept_rows(rollout) for rollout in rollouts]
-        kept_everywhere = (
-            self.gather(torch.tensor([len(rows) for rows in kept])).view(-1, len(rollouts)).sum(dim=0).tolist()
-        )
+        counts = torch.tensor([len(rows) for rows in kept])
+        kept_everywhere = self.gather(counts).view(-1, len(rollouts)).sum(dim=0).tolist()
         total_kept = sum(kept_everywhere)
         self.log("policy/kept_samples", float(total_kept))
         pairs = zip(rollouts, kept, kept_everywhere, strict=True)
