@@ -6,7 +6,7 @@ is what resuming and evaluating by step counts rely on.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from rtdmd_lightning.objectives import group_advantages
 from rtdmd_lightning.sampling.sampler import Sampler
 from rtdmd_lightning.sampling.structures import ExecutedStep
 from rtdmd_lightning.utils.randomness import keyed_generator
+from rtdmd_lightning.utils.transfer import send
 
 
 @dataclass(frozen=True)
@@ -24,20 +25,26 @@ class Rollout:
     """One process's part of a micro-batch, B samples, kept on the CPU between the phases.
 
     `states[k]` sits at level k of the schedule, in the dtype of storage; `log_probs` are `[B]` for each step that is trained,
-    under the weights that took it; `advantages` are `[B]`, zeros until they are known.
+    under the weights that took it; `advantages` are `[B]`, zeros until they are known. `update_log_probs` are those that the
+    first update on it has computed under the same weights, on the device, by step.
     """
 
     batch: PromptBatch
     states: tuple[Tensor, ...]
     log_probs: dict[int, Tensor]
     advantages: Tensor
+    update_log_probs: dict[int, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.advantages)
 
+    def states_on(self, device: torch.device, *numbers: int) -> list[Tensor]:
+        """Some of the states, float32 on the device: one copy for which nothing waits."""
+        return [state.float() for state in send([self.states[number] for number in numbers], device)]
+
     def last_step(self, sampler: Sampler, device: torch.device) -> ExecutedStep:
         """The deterministic step that it ended with; its velocity follows from the two states."""
-        state, sample = (state.to(device).float() for state in self.states[-2:])
+        state, sample = self.states_on(device, -2, -1)
         sigma = sampler.sigmas[-2]
         return ExecutedStep(sigma, 0.0, state, (state - sample) / sigma, torch.zeros_like(state), sample)
 

@@ -40,6 +40,9 @@ class Backbone(ABC):
     embedding_cache: str | None = None
     """A folder in which prompts' embeddings are kept on disk."""
 
+    embeddings_on_device: int = 256
+    """MiB of prompts' embeddings that stay in an accelerator's memory."""
+
     text_encoders: bool = True
     """Whether prompts that the cache lacks can be encoded."""
 

@@ -25,6 +25,7 @@ from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings,
 from rtdmd_lightning.modules.origin import ORIGIN_KEY, Origin, origin
 from rtdmd_lightning.roles import check_settings, read
 from rtdmd_lightning.roles.adapter import SCALE_KEY
+from rtdmd_lightning.roles.compiling import Compile, compile_blocks
 from rtdmd_lightning.roles.drawing import draw, roll_out
 from rtdmd_lightning.roles.lora import LoraSettings
 from rtdmd_lightning.roles.roles import EMA, TEACHER, Roles, Stacks
@@ -35,6 +36,11 @@ from rtdmd_lightning.utils.processes import synchronize
 from rtdmd_lightning.utils.randomness import SampleRandom
 
 SHARDED_KEY = "saved_under_fsdp2"
+
+
+def on_host(number: float) -> Tensor:
+    """What a number is logged as: Lightning would copy the number to the device, which waits for all that is under way there."""
+    return torch.tensor(float(number))
 
 
 class FewStepModule(L.LightningModule, ABC):
@@ -52,10 +58,13 @@ class FewStepModule(L.LightningModule, ABC):
         ema: how the generator's average follows it.
         ema_moves: how many moves of the average a training step has where `ema.moves` does not say.
         seed: of all noise and of every random choice.
+        compile: `blocks` compiles the transformer's blocks; see `roles/compiling.py`.
     """
 
     images_per_prompt: int = 1
     """How many consecutive samples share a prompt."""
+
+    """Whether the transformer's blocks are compiled: their kernels then differ between passes with and without gradient."""
 
     def __init__(
         self,
@@ -68,6 +77,7 @@ class FewStepModule(L.LightningModule, ABC):
         ema: EMASettings,
         ema_moves: int,
         seed: int,
+        compile: Compile | None,
         sampler_name: SamplerName = "cps",
     ) -> None:
         super().__init__()
@@ -77,6 +87,7 @@ class FewStepModule(L.LightningModule, ABC):
         self.backbone, self.batch_size, self.seed = backbone, batch_size, seed
         self.optimize = RoleOptimizers(self, optimizers)
         self.sampler_settings, self.sampler_name = sampler, sampler_name
+        self.is_compiled = compile == "blocks"
         self.lora, self.initial_adapter = lora, initial_adapter
         self.ema, self.ema_moves = ema, ema.moves or ema_moves
         self.roles: Roles
@@ -120,6 +131,9 @@ class FewStepModule(L.LightningModule, ABC):
         self.roles = Roles(
             self.backbone, self.stacks(), tuple(self.optimize.settings), self.lora, frozen, initial, mesh
         )
+        if self.is_compiled:
+            for base in self.roles.bases:
+                compile_blocks(base, self.backbone.block_classes, len(self.roles.stacks))
         self._origin = self.origin()  # as it is now: the cold start's files may change meanwhile
         self.embed = PromptEmbedder(self.backbone)
         sigmas = self.backbone.sigmas(self.sampler_settings.steps)
@@ -185,7 +199,7 @@ class FewStepModule(L.LightningModule, ABC):
         """Each term by its name, unweighted, and its weight; `part` is the segment or step that it is of."""
         suffix = f"_{part}" if part else ""
         self.log_dict({f"{role}/{name}{suffix}": term.value.detach() for name, term in terms.items()})
-        self.log_dict({f"weight/{role}/{name}": term.weight for name, term in terms.items()})
+        self.log_dict({f"weight/{role}/{name}": on_host(term.weight) for name, term in terms.items()})
 
     def gather(self, values: Tensor) -> Tensor:
         """`[N]` of every process as `[processes * N]`."""
@@ -199,7 +213,7 @@ class FewStepModule(L.LightningModule, ABC):
         start = time.perf_counter()
         yield
         synchronize(self.device)
-        self.log(f"time/{name}", time.perf_counter() - start)
+        self.log(f"time/{name}", on_host(time.perf_counter() - start))
 
     # Saving -------------------------------------------------------------------------------------------------------------
 

@@ -127,4 +127,7 @@ class Roles(nn.Module):
 
 
 def _levels(sigma: Tensor | float, latents: Tensor) -> Tensor:
-    return torch.as_tensor(sigma, dtype=torch.float32, device=latents.device).expand(len(latents))
+    """`[B]` float32 on the latents' device; a number is filled in there, not copied."""
+    if isinstance(sigma, Tensor):
+        return sigma.to(latents.device, torch.float32).expand(len(latents))
+    return torch.full((len(latents),), sigma, dtype=torch.float32, device=latents.device)

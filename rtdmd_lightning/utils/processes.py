@@ -3,10 +3,25 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 
 from rtdmd_lightning.utils.errors import UserError, first_line
+
+MatmulPrecision = Literal["highest", "high", "medium"]
+
+
+def use_matmul_precision(precision: MatmulPrecision, device: torch.device) -> None:
+    """How an accelerator multiplies float32 matrices, told in the log; on a CPU nothing is changed.
+
+    It concerns what is kept in float32: autoencoder, rewards, and a base of that dtype. `high` is TF32 where the device has it.
+    """
+    if device.type == "cpu":
+        return
+    torch.set_float32_matmul_precision(precision)
+    rank_zero_info(f"float32 matrix products: {precision} precision (--float32_matmul_precision)")
 
 
 def synchronize(device: torch.device) -> None:

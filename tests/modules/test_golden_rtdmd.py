@@ -108,6 +108,7 @@ def run(golden, cold_start, case, monkeypatch):
             clip_range=of_case["clip_range"],
             advantage_clip=of_case["advantage_clip"],
             kl_weight=of_case["kl_weight"],
+            ratio_check="off" if of_case["stale"] else "stop",  # stale: the ratio is not 1 on purpose
             global_std=told["global_std"],
         ),
         final_step=FinalStepSettings(
