@@ -53,9 +53,7 @@ class Scorer:
         """In the thread: the scores, on the CPU. The copy waits for this stream, so nobody has to wait for it afterwards."""
         if self._stream is not None and ready is not None:
             self._stream.wait_event(ready)
-            images.record_stream(
-                self._stream
-            )  # the caller's stream may have their memory when this one is done with them
+            images.record_stream(self._stream)  # their memory goes to nobody else before this stream has done with them
         return {name: values.cpu() for name, values in self._score(images, batch).items()}
 
 
