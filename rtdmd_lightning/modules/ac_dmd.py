@@ -41,6 +41,7 @@ from rtdmd_lightning.roles.roles import EMA, FAKE_SCORE, GENERATOR, TEACHER, Sta
 from rtdmd_lightning.sampling.sampler import SamplerSettings
 from rtdmd_lightning.sampling.structures import Conditioning, ExecutedStep, Trajectory
 from rtdmd_lightning.utils.errors import UserError, require
+from rtdmd_lightning.utils.processes import synchronize
 from rtdmd_lightning.utils.randomness import SampleRandom, keyed_generator
 
 
@@ -146,6 +147,7 @@ class ACDMDModule(FewStepModule):
         if self.shares_trajectories:
             with self.timed("rollout"):
                 shared = self.roll_out_to(self.sampler.steps, conditioning, random)
+                synchronize(self.device)
 
         with self.timed("fake_updates"):
             for number, update in enumerate(fake_updates):

@@ -158,7 +158,6 @@ class RoleOptimizers:
             group["lr"] = settings.learning_rate_at(self.module.global_step, self.module.trainer.max_steps)
         optimizer.step()
         optimizer.zero_grad()
-        torch.clear_autocast_cache()  # it holds the weights as they were, in half precision, until the training step ends
         return norm
 
     def check_finite(self, role: str, loss: Tensor, norm: Tensor) -> None:

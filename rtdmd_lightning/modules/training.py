@@ -32,7 +32,6 @@ from rtdmd_lightning.roles.roles import EMA, TEACHER, Roles, Stacks
 from rtdmd_lightning.sampling.sampler import SAMPLERS, Sampler, SamplerName, SamplerSettings, StepNoise
 from rtdmd_lightning.sampling.structures import Conditioning, Trajectory
 from rtdmd_lightning.utils.errors import UserError, require
-from rtdmd_lightning.utils.processes import synchronize
 from rtdmd_lightning.utils.randomness import SampleRandom
 
 SHARDED_KEY = "saved_under_fsdp2"
@@ -216,10 +215,12 @@ class FewStepModule(L.LightningModule, ABC):
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Log the seconds that the body takes as `time/NAME`."""
+        """Log the seconds that the body takes as `time/NAME`.
+
+        An accelerator is not waited for here: an update does so itself, before its optimizer's step, which is of the next body.
+        """
         start = time.perf_counter()
         yield
-        synchronize(self.device)
         self.log(f"time/{name}", on_host(time.perf_counter() - start))
 
     # Saving -------------------------------------------------------------------------------------------------------------

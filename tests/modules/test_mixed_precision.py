@@ -73,7 +73,7 @@ def test_what_is_computed_again_has_the_autocast_of_the_first_time(tiny_folder):
 
 @pytest.mark.slow
 def test_after_a_step_the_new_weights_are_used(tiny_folder):
-    """Within a training step autocast keeps the half-precision copy that it once made of a weight, unless told otherwise."""
+    """Autocast's own cache would keep a weight's half-precision copy till the training step ends; Lightning switches it off."""
     fast = OptimizerSettings(learning_rate=0.1)
     module = tiny_module(tiny_folder, fake_update_ratio=2, generator_optimizer=fast, fake_optimizer=fast)
     conditioning = module.embed(["a red circle"], CPU)
