@@ -90,7 +90,7 @@ def test_a_micro_batch_of_stage_2(tiny_folder, tmp_path):
     with on_fake_cuda(module) as traffic:
         shape = (SAMPLES, *module.backbone.latent_shape())
         states = tuple(torch.randn(shape, dtype=torch.bfloat16) for _ in range(5))
-        rollout = Rollout(batch, states, {1: torch.zeros(SAMPLES)}, {}, torch.ones(SAMPLES))
+        rollout = Rollout(batch, states, {1: torch.zeros(SAMPLES)}, torch.ones(SAMPLES))
         module.embed(PROMPTS, module.device)
         traffic.take()
         module.stochastic_loss(rollout, 1)

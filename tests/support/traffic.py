@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from rtdmd_lightning.modules.training import FewStepModule
-from rtdmd_lightning.planning.parts import pipeline_configs
 from rtdmd_lightning.planning.fake_device import faked
+from rtdmd_lightning.planning.parts import pipeline_configs
 from rtdmd_lightning.planning.weightless import Weightless, block_kinds, weightless
 
 CUDA = torch.device("cuda:0")
