@@ -21,7 +21,7 @@ from torch.utils.flop_counter import flop_registry
 
 from rtdmd_lightning import fit
 from rtdmd_lightning.data.stream import PromptBatch
-from rtdmd_lightning.modules import ACDMDModule, RTDMDModule
+from rtdmd_lightning.modules import ACDMDModule
 from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.planning.blocks import few, for_all_blocks
 from rtdmd_lightning.planning.fake_device import FAKE_DEVICE, READ_A_NUMBER, move_trainer, unfaked
@@ -35,7 +35,6 @@ ON_ONE_DEVICE = (
     "--trainer.strategy=auto",
     "--trainer.enable_progress_bar=false",
     "--data.prompts=shapes:train",
-    "--model.fake_update_ratio=1",
 )
 
 ATEN = torch.ops.aten
@@ -145,15 +144,15 @@ def count(config: Path, options: Sequence[str] = ()) -> dict[str, Counts]:
     Raises UserError for a config whose shapes are not known.
     """
 
-    def described() -> AbstractContextManager[fit.FitCLI]:
-        return fit.bare_run(config, [*options, *ON_ONE_DEVICE], max_steps=1)
+    def described(*more: str) -> AbstractContextManager[fit.FitCLI]:
+        return fit.bare_run(config, [*ON_ONE_DEVICE, *options, *more], max_steps=1)
 
     with described() as run:
         configs, blocks = known_shapes(run.model)
-        assert isinstance(run.model, ACDMDModule | RTDMDModule)
+        once = ("--model.fake_update_ratio=1",) if isinstance(run.model, ACDMDModule) else ()
     found = []
     for fewer in few(blocks):
-        with described() as run, fake_module(run.model, configs, fewer) as module:
+        with described(*once) as run, fake_module(run.model, configs, fewer) as module:
             found.append(count_step(module, run.trainer))
     return {phase: Counts(*numbers) for phase, numbers in for_all_blocks(found, blocks).items()}
 
