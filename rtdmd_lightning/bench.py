@@ -21,6 +21,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 
 from rtdmd_lightning import fit
+from rtdmd_lightning.benchmarking.counts import print_counts
 from rtdmd_lightning.benchmarking.gpu import look
 from rtdmd_lightning.benchmarking.stopwatch import Stopwatch, Timing, sampling_seconds
 from rtdmd_lightning.modules import ACDMDModule
@@ -28,7 +29,7 @@ from rtdmd_lightning.utils.command_line import run_command
 from rtdmd_lightning.utils.errors import UserError, readable_errors
 from rtdmd_lightning.utils.processes import closing_process_group
 
-GPU = "--gpu"
+GPU, COUNTS = "--gpu", "--counts"
 MIB = 2**20
 RSS_UNIT = 1 if platform.system() == "Darwin" else 1024  # getrusage counts in KiB, on macOS in bytes
 
@@ -142,7 +143,9 @@ def benchmark(
 
 
 def main(arguments: list[str]) -> None:
-    if GPU in arguments:
+    if any(argument.partition("=")[0] == COUNTS for argument in arguments):
+        run_command(print_counts, "rtdmd_lightning.bench", arguments)
+    elif GPU in arguments:
         run_command(look, f"rtdmd_lightning.bench {GPU}", [argument for argument in arguments if argument != GPU])
     else:
         run_command(benchmark, "rtdmd_lightning.bench", arguments)

@@ -13,8 +13,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -31,6 +33,14 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # a library that asks whether there is a GPU must not spoil the fork
 }
+
+
+class Running(NamedTuple):
+    """A check that has begun: its process, where its rows come from, and when it is ended."""
+
+    process: BaseProcess
+    reader: Connection
+    until: float
 
 
 @dataclass
@@ -52,51 +62,69 @@ class Conductor:
     def __post_init__(self) -> None:
         self.until = time.monotonic() + self.seconds
 
-    def play(self, checks: Sequence[Check]) -> None:
+    def play(self, checks: Sequence[Check], beside: Check | None = None) -> None:
+        """One after the other; `beside` runs beside them all, and is ended with the last."""
         os.environ.update(ENVIRONMENT)
+        companion = None if beside is None else self.begin(beside, self.until)
+        try:
+            for check in checks:
+                left = self.until - time.monotonic()
+                if check.if_failed is not None and not self.report.failed(check.if_failed):
+                    continue
+                if left < check.least:
+                    self.report.add(
+                        Row(check.name, "not begun", f"{left:.0f} s left", note=f"it wants {check.least:.0f}")
+                    )
+                    continue
+                self.perform(check, companion)
+                self.compare(check)
+        finally:
+            if companion is not None:
+                end(companion.process)
+
+    def begin(self, check: Check, until: float) -> Running:
+        seconds = min(check.seconds, until - time.monotonic())
         processes = multiprocessing.get_context("forkserver")
         processes.set_forkserver_preload([Check.__module__])
-        for check in checks:
-            left = self.until - time.monotonic()
-            if check.if_failed is not None and not self.report.failed(check.if_failed):
-                continue
-            if left < check.least:
-                self.report.add(Row(check.name, "not begun", f"{left:.0f} s left", note=f"it wants {check.least:.0f}"))
-                continue
-            self.perform(check, processes)
-            self.compare(check)
-
-    def perform(self, check: Check, processes) -> None:
-        """Begin the check, pass its rows on, end it. Its process leads a group of its own, which is ended with it."""
-        seconds = min(check.seconds, self.until - time.monotonic())
         reader, writer = processes.Pipe(duplex=False)
         found = {(row.check, row.what): row.value for row in self.report.rows if not isinstance(row.value, str)}
         given = (check, self.device, self.small, self.report.output, seconds - CHILD_MARGIN, found, writer)
-        process = processes.Process(target=carry_out, args=given, daemon=False)
+        process = processes.Process(target=carry_out, args=given)
         process.start()
         writer.close()
-        try:
-            ended = self.listen(reader, time.monotonic() + seconds)
-            if ended is None:
-                self.report.add(Row(check.name, "ENDED", f"after {seconds:.0f} s", good=False, note="it was not done"))
-            elif ended != DONE:
-                process.join(5)
-                self.report.add(
-                    Row(check.name, "CRASHED", f"exit code {process.exitcode}", good=False, note="see the log")
-                )
-        finally:
-            end(process)
+        return Running(process, reader, time.monotonic() + seconds)
 
-    def listen(self, reader: Connection, until: float) -> str | None:
+    def perform(self, check: Check, companion: Running | None) -> None:
+        """Begin the check, pass its rows on, end it. Its process leads a group of its own, which is ended with it."""
+        running = self.begin(check, self.until)
+        try:
+            ended = self.listen(running, companion)
+            if ended is None:
+                self.report.add(Row(check.name, "ENDED", "its time was up", good=False, note="it was not done"))
+            elif ended != DONE:
+                running.process.join(5)
+                code = f"exit code {running.process.exitcode}"
+                self.report.add(Row(check.name, "CRASHED", code, good=False, note="see the log"))
+        finally:
+            end(running.process)
+
+    def listen(self, running: Running, companion: Running | None) -> str | None:
         """Pass rows on until the check says that it is done; "" where its process died, None where its time is up."""
-        while reader.poll(max(0.0, until - time.monotonic())):
-            try:
-                message = reader.recv()
-            except EOFError:
-                return ""
-            if message == DONE:
-                return DONE
-            self.report.add(message)
+        readers = [running.reader] + ([] if companion is None or companion.reader.closed else [companion.reader])
+        while (left := running.until - time.monotonic()) > 0:
+            for reader in wait(readers, left):
+                assert isinstance(reader, Connection)
+                try:
+                    message = reader.recv()
+                except EOFError:
+                    message = ""
+                if isinstance(message, Row):
+                    self.report.add(message)
+                elif reader is running.reader:
+                    return message
+                else:
+                    readers.remove(reader)
+                    reader.close()
         return None
 
     def compare(self, check: Check) -> None:
@@ -149,10 +177,11 @@ def log(file: Path, title: str) -> Iterator[None]:
         sys.stderr.flush()
 
 
-def end(process) -> None:
+def end(process: BaseProcess) -> None:
     """A moment to leave by itself, then no more: with all that it started."""
     process.join(1)
-    for kill in (lambda: os.killpg(process.pid, signal.SIGKILL), process.kill):
-        with suppress(ProcessLookupError, PermissionError):
-            kill()
+    assert process.pid is not None
+    with suppress(ProcessLookupError, PermissionError):  # it has gone, or has not yet its group
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.join()

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import torch
 
-from rtdmd_lightning.benchmarking.checks import CHECKS
+from rtdmd_lightning.benchmarking.checks import CHECKS, Check
 from rtdmd_lightning.benchmarking.conductor import Conductor
+from rtdmd_lightning.benchmarking.predictions import PREDICTIONS, compared, predictions
 from rtdmd_lightning.benchmarking.report import Report
 from rtdmd_lightning.utils.errors import UserError
 
@@ -42,7 +43,9 @@ def look(
     output.parent.mkdir(parents=True, exist_ok=True)
     output.with_suffix(".log").write_text("")
     try:
-        Conductor(report, where, small, 60 * minutes).play(chosen)
+        Conductor(report, where, small, 60 * minutes).play(chosen, Check(PREDICTIONS, predictions, 60 * minutes, 0))
+        for row in compared(report):
+            report.add(row)
     finally:
         output.with_suffix(".md").write_text(report.table())
         print(f"{len(report.rows)} rows: {output}")

@@ -12,8 +12,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from lightning import Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorConverter, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorConverter, FakeTensorMode, unset_fake_temporarily
 
 from rtdmd_lightning.planning.backward import releasing, walk_backward
 
@@ -72,6 +76,32 @@ def _fused_attention(
     )[0]
 
 
+def unfaked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with tensors that have numbers, inside `faked` too."""
+
+    def real(*args: Any, **kwargs: Any) -> Any:
+        with unset_fake_temporarily():
+            return function(*args, **kwargs)
+
+    return real
+
+
+class NoAccelerator(CPUAccelerator):
+    """Lightning's of a CPU, which sets nothing up on the fake device."""
+
+    def setup_device(self, device: torch.device) -> None:
+        return
+
+
+def move_trainer(trainer: Trainer) -> None:
+    """Let a trainer on one CPU train on the fake device, in its precision; inside `faked`."""
+    assert isinstance(trainer.strategy, SingleDeviceStrategy), "one device is faked"
+    trainer.strategy._root_device = FAKE_DEVICE
+    trainer.strategy.accelerator = NoAccelerator()
+    if isinstance(trainer.precision_plugin, MixedPrecision):
+        trainer.precision_plugin.device = FAKE_DEVICE.type
+
+
 @contextmanager
 def _replaced(owner: Any, name: str, replacement: Callable) -> Iterator[None]:
     original = getattr(owner, name)
@@ -94,6 +124,8 @@ def faked() -> Iterator[None]:
         # Gradient checkpointing asks which backward pass it is in, and recomputes a block once in each.
         stack.enter_context(_replaced(torch._C, "_current_graph_task_id", lambda: 0))
         stack.enter_context(_replaced(F, "scaled_dot_product_attention", _fused_attention))
+        # Lightning's metrics copy their defaults, which torch does by their storage.
+        stack.enter_context(_replaced(FakeTensor, "__deepcopy__", lambda tensor, memo: tensor.detach().clone()))
         stack.enter_context(releasing())
         stack.enter_context(ReadableFakeTensors())
         yield

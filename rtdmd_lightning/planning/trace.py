@@ -5,12 +5,8 @@ Fake tensors are those of an accelerator, see `fake_device`.
 """
 
 import copy
-import tempfile
 from collections import Counter
-from functools import partial
-from pathlib import Path
 
-import torch
 from lightning import Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
@@ -19,16 +15,15 @@ from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.modules import ACDMDModule, RTDMDModule
 from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.planning.blocks import Kind, few, for_all_blocks
-from rtdmd_lightning.planning.cold_start import place_cold_start
 from rtdmd_lightning.planning.estimate import Base, Trace
-from rtdmd_lightning.planning.fake_device import FAKE_DEVICE, faked
-from rtdmd_lightning.planning.parts import PipelineConfigs, parameter_bytes, pipeline_configs
+from rtdmd_lightning.planning.fake_device import FAKE_DEVICE
+from rtdmd_lightning.planning.fake_module import fake_module, known_shapes
+from rtdmd_lightning.planning.parts import PipelineConfigs, parameter_bytes
 from rtdmd_lightning.planning.phases import ROLLOUT, cold_start_phases, reinforcement_phases
-from rtdmd_lightning.planning.rewards import StandIn, stand_ins, tower_kinds
+from rtdmd_lightning.planning.rewards import StandIn
 from rtdmd_lightning.planning.tracking import AllocationTracker
-from rtdmd_lightning.planning.weightless import Weightless, block_kinds, text_encoder_bytes, weightless
+from rtdmd_lightning.planning.weightless import text_encoder_bytes
 from rtdmd_lightning.roles.roles import GENERATOR
-from rtdmd_lightning.utils.errors import UserError
 
 Planned = ACDMDModule | RTDMDModule
 
@@ -38,37 +33,18 @@ def trace(module: FewStepModule, trainer: Trainer) -> Trace:
 
     Raises UserError for a module, backbone or reward of which too little is known.
     """
-    if not isinstance(module, Planned) or not isinstance(module.backbone, PipelineBackbone):
-        raise UserError(
-            f"{type(module).__name__} with {type(module.backbone).__name__} cannot be planned: the phases of ACDMDModule and "
-            "RTDMDModule are known, with backbones that are a PipelineBackbone"
-        )
-    configs = pipeline_configs(module.backbone)
-    blocks = block_kinds(module.backbone, configs)
-    if isinstance(module, RTDMDModule):
-        blocks += tower_kinds(module.rewards)
+    configs, blocks = known_shapes(module)
+    assert isinstance(module, ACDMDModule | RTDMDModule)
     return for_all_blocks([trace_blocks(module, trainer, configs, fewer) for fewer in few(blocks)], blocks)
 
 
 def trace_blocks(module: Planned, trainer: Trainer, configs: PipelineConfigs, blocks: Counter[Kind]) -> Trace:
     """As `trace`, but as if transformer and rewards had these blocks only."""
-    module = copy.deepcopy(module)
-    assert isinstance(module.backbone, PipelineBackbone)
-    source = Weightless(type(module.backbone), configs, blocks)
-    backbone = module.backbone = weightless(module.backbone, source)
-    module.initial_adapter = None
-    with tempfile.TemporaryDirectory() as folder:
-        if isinstance(module, RTDMDModule):
-            place_cold_start(module, source, Path(folder), partial(torch.empty, device="meta"))
-        with faked():
-            with FAKE_DEVICE:
-                if isinstance(module, RTDMDModule):
-                    module.rewards = stand_ins(module.rewards, blocks)
-                module.configure_model()
-            module.to(FAKE_DEVICE)
-            backbone.to(FAKE_DEVICE)
-            checkpointed, full = _weigh(module, backbone, trainer)
-            return _assemble(module, backbone, text_encoder_bytes(backbone, configs), checkpointed, full)
+    with fake_module(module, configs, blocks) as fake:
+        backbone = fake.backbone
+        assert isinstance(backbone, PipelineBackbone)
+        checkpointed, full = _weigh(fake, backbone, trainer)
+        return _assemble(fake, backbone, text_encoder_bytes(backbone, configs), checkpointed, full)
 
 
 def _weigh(module: Planned, backbone: PipelineBackbone, trainer: Trainer) -> tuple[dict[str, int], dict[str, int]]:
@@ -80,7 +56,6 @@ def _weigh(module: Planned, backbone: PipelineBackbone, trainer: Trainer) -> tup
     )
     start = tracker.current
     with tracker:
-        module.embed.remember("", backbone.blank_conditioning(1))  # the prompt of all samples
         phases = (
             cold_start_phases(module, local) if isinstance(module, ACDMDModule) else reinforcement_phases(module, local)
         )
