@@ -112,8 +112,7 @@ class PolicySettings:
         update on the rollouts computes itself, under the same weights, so that its ratio is 1 whatever the kernels; it costs
         nothing. `auto`: `update` with compiled blocks, `rollout` without.
     ratio_check: what happens when on the first generator update of a run, or after it was resumed, a ratio to the rollout's
-        log-probabilities is off by more than the clip range: `stop` the run, `warn`, or nothing (`off`). With `update` the ratio
-        is 1 by construction, and this is not asked.
+        log-probabilities is off 1 by more than the clip range: `stop` the run, `warn`, or nothing (`off`). With `update` it is 1.
     """
 
     weight: float = 1.0

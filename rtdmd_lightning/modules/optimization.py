@@ -146,9 +146,8 @@ class RoleOptimizers:
         """
         settings, parameters = self.settings[role], self.module.roles.parameters_of(role)
         norm = gradient_norm(parameters)
-        self.check_finite(
-            role, self._losses.pop(role, torch.zeros_like(norm)), norm
-        )  # an epoch may have nothing to learn from
+        loss = self._losses.pop(role, torch.zeros_like(norm))  # an epoch may have had nothing to learn from
+        self.check_finite(role, loss, norm)
         torch.nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, norm)
         # Lightning counts the steps of the optimizers it wraps: the generator's alone.
         optimizers = self.module.optimizers(use_pl_optimizer=role == GENERATOR and counts)

@@ -217,7 +217,7 @@ class FewStepModule(L.LightningModule, ABC):
     def timed(self, name: str) -> Iterator[None]:
         """Log the seconds that the body takes as `time/NAME`.
 
-        An accelerator is not waited for here: an update does so itself, before its optimizer's step, which is of the next body.
+        An accelerator is not waited for: an update does so itself, before its optimizer's step, which counts for the next body.
         """
         start = time.perf_counter()
         yield
