@@ -25,6 +25,7 @@ from rtdmd_lightning.roles.inspection import report
 from rtdmd_lightning.roles.reading import EMA, read_all
 from rtdmd_lightning.utils.command_line import run_command, wide_console
 from rtdmd_lightning.utils.errors import UserError, readable_errors
+from rtdmd_lightning.utils.files import check_output
 
 
 def convert(
@@ -50,6 +51,7 @@ def convert(
     """
     if not adapters:
         raise UserError("--adapters wants at least one file or folder")
+    check_output(out, "--out")
     bare = skeleton(base)
     read = [lora.read(path, role=role, alpha=alpha) for path in adapters]
     for adapter in read:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from rtdmd_lightning.data.prompt_sets import PROMPT_SETS, make_prompt_set
 from rtdmd_lightning.utils.errors import UserError, readable_errors
+from rtdmd_lightning.utils.files import check_output
 
 
 def main(arguments: list[str]) -> None:
@@ -22,6 +23,7 @@ def main(arguments: list[str]) -> None:
     for name in options.names:
         if name not in PROMPT_SETS:
             raise UserError(f"there is no prompt set {name!r}; known are {', '.join(PROMPT_SETS)}")
+    check_output(options.folder, "--folder")
     table = Table("set", "file", "prompts")
     problems: list[str] = []
     for name in options.names or PROMPT_SETS:

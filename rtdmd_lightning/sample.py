@@ -23,7 +23,8 @@ from rtdmd_lightning.models.families import open_backbone
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.roles.inference import InferenceModel, even_steps
 from rtdmd_lightning.utils.errors import UserError, readable_errors
-from rtdmd_lightning.utils.files import write_text
+from rtdmd_lightning.utils.files import check_output, write_text
+from rtdmd_lightning.utils.json_text import check_letters
 from rtdmd_lightning.utils.processes import process_device, processes
 
 RECORD = "sample.json"
@@ -74,6 +75,7 @@ class Job:
             raise UserError("give either --prompt or --prompts")
         if self.images_per_prompt < 1 or self.batch_size < 1:
             raise UserError("--images_per_prompt and --batch_size must be at least 1")
+        check_letters(list(self.prompt), "--prompt")
         prompts = list(self.prompt) or [entry["prompt"] for entry in load_prompts(str(self.prompts))]
         return [prompt for prompt in prompts for _ in range(self.images_per_prompt)]
 
@@ -91,6 +93,7 @@ class Job:
 def sample(job: Job) -> Path:
     """Draw this process's share; returns the record, which is there once all processes are done."""
     prompts = job.all_prompts()
+    check_output(job.out, "--out")
     backbone = open_backbone(job.base, job.resolution, job.backbone)
     model = job.model(backbone)
     with processes() as (rank, world_size):

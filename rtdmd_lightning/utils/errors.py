@@ -6,6 +6,7 @@ keeps its traceback.
 """
 
 import contextlib
+import errno
 import math
 import os
 import sys
@@ -14,6 +15,11 @@ from collections.abc import Iterator
 from jsonargparse import ArgumentError
 
 DEBUG_VARIABLE = "RTDMD_DEBUG"
+OF_THE_DISK = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # full
+    *(errno.EACCES, errno.EPERM, errno.EROFS),  # not allowed
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),  # no place for it
+)
 
 
 class UserError(ValueError):
@@ -52,10 +58,12 @@ def readable_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = user_error_in(error)
+        told = user_error_in(error) or disk_error_in(error)
         if told is None or os.environ.get(DEBUG_VARIABLE):
             raise
-        sentence = " ".join(str(told).split())
+        sentence = " ".join((of_the_disk(told) if isinstance(told, OSError) else str(told)).split())
+        # A name on a command line may hold what no terminal can print.
+        sentence = sentence.encode("utf-8", "backslashreplace").decode("utf-8")
         print(f"error: {sentence} (set {DEBUG_VARIABLE}=1 for the traceback)", file=sys.stderr)
         sys.exit(2)
 
@@ -70,3 +78,21 @@ def user_error_in(error: BaseException | None) -> BaseException | None:
         refused = error if isinstance(error, ArgumentError) else refused
         error = error.__cause__
     return error or refused
+
+
+def disk_error_in(error: BaseException | None) -> OSError | None:
+    """Of the error and those under way when it was raised: a disk that is full, or a path that cannot be written or read.
+
+    That is the machine's, and no bug; torch hides it behind a RuntimeError of its own.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def of_the_disk(error: OSError) -> str:
+    """What it says, with the path where it knows one: `out/a.png: No space left on device`."""
+    path = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    return f"{path}{error.strerror}"
