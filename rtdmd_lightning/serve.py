@@ -31,6 +31,7 @@ def serve(
     device: str | None = None,
     batch_size: int = 8,
     max_megabytes: int = 256,
+    max_megapixels: int = 256,
     max_waiting: int = 1024,
     token_file: Path | None = None,
 ) -> None:
@@ -44,13 +45,17 @@ def serve(
         device: to score on; by default an accelerator where there is one.
         batch_size: images scored at a time, from however many requests.
         max_megabytes: a larger request is refused.
+        max_megapixels: of all images that wait (3 bytes of memory a pixel), 2^20 pixels each; a request that holds more is
+            refused. It is counted before a picture is unpacked.
         max_waiting: images that may wait; a client that finds the queue full tries again later.
         token_file: holds the token; without it the environment variable RTDMD_REWARD_TOKEN does.
     """
-    if min(batch_size, max_megabytes, max_waiting) < 1:
-        raise UserError("--batch_size, --max_megabytes and --max_waiting must be at least 1")
+    if min(batch_size, max_megabytes, max_megapixels, max_waiting) < 1:
+        raise UserError("--batch_size, --max_megabytes, --max_megapixels and --max_waiting must be at least 1")
+    if not 0 <= port < 2**16:
+        raise UserError(f"--port must lie between 0 and 65535, not {port}")
     place, served = process_device(device), build_reward(reward, options or {})
-    queue = ScoringQueue(batch_size, max_waiting)
+    queue = ScoringQueue(batch_size, max_waiting, max_megapixels * 2**20)
     token = required_token(host, token_file)
     server = RewardServer((host, port), served, queue, token, max_megabytes * 2**20)
     threading.Thread(target=server.serve_forever, daemon=True).start()
