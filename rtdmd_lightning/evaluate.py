@@ -69,11 +69,12 @@ def parse(arguments: list[str]) -> tuple[Evaluation, Trainer, dict[str, Any]]:
     parser.add_class_arguments(Evaluation)
     parser.add_class_arguments(Trainer, "trainer")
     parser.set_defaults({"trainer.use_distributed_sampler": False})
-    config = parser.parse_args(expand_config_arguments(arguments))
-    if config.resolution is not None:
-        for entry in config.entries.values():
-            entry.backbone.init_args.resolution = config.resolution
+    expanded = expand_config_arguments(arguments)
     with refusals_of_libraries():
+        config = parser.parse_args(expanded)
+        if config.resolution is not None:
+            for entry in config.entries.values():
+                entry.backbone.init_args.resolution = config.resolution
         made = parser.instantiate(config)
     evaluation = Evaluation(**{option.name: made[option.name] for option in fields(Evaluation)})
     whole = config.clone().as_dict()

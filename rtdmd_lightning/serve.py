@@ -14,11 +14,12 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from rtdmd_lightning.rewards.base import Reward
-from rtdmd_lightning.rewards.registry import reward_class
+from rtdmd_lightning.rewards.registry import check_reward, reward_class
 from rtdmd_lightning.rewards.serving.http_server import RewardServer
 from rtdmd_lightning.rewards.serving.scoring_queue import ScoringQueue, score_forever
 from rtdmd_lightning.rewards.serving.wire import TOKEN_VARIABLE, read_token
 from rtdmd_lightning.utils.command_line import run_command
+from rtdmd_lightning.utils.configuration import refusals_of_libraries
 from rtdmd_lightning.utils.errors import UserError, readable_errors
 from rtdmd_lightning.utils.processes import process_device
 
@@ -71,8 +72,11 @@ def serve(
 def build_reward(name: str, options: dict[str, Any]) -> Reward:
     """The reward of that name or import path, its arguments checked against their types as in a config."""
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(reward_class(name), "options")
-    return parser.instantiate(parser.parse_object({"options": options} if options else {})).options
+    with refusals_of_libraries():
+        parser.add_class_arguments(reward_class(name), "options")
+        reward = parser.instantiate(parser.parse_object({"options": options} if options else {})).options
+    check_reward(reward)
+    return reward
 
 
 def required_token(host: str, token_file: Path | None) -> str | None:

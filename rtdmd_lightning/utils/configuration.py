@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rtdmd_lightning.utils.errors import UserError, user_error_in
+from rtdmd_lightning.utils.own_code import errors_of_own_code, import_classes
 
 FOR_MODULE = "for_module"
 
@@ -90,6 +91,7 @@ def expand_config_arguments(arguments: list[str]) -> list[str]:
             raise UserError("--config wants the path of a YAML file")
         config = compose(Path(path))
         merged = _merge(merged, for_module(config, _module_of(_merge(merged, config)), Path(path)))
+    import_classes(merged)
     return [f"--config={yaml.safe_dump(merged, sort_keys=False)}", *options] if merged else options
 
 
@@ -100,9 +102,11 @@ def _module_of(config: dict[str, Any]) -> str | None:
 
 @contextmanager
 def refusals_of_libraries() -> Iterator[None]:
-    """While a command line's objects are made, what libraries raise of values that they cannot use is input at fault too."""
+    """While a command line's objects are made, what libraries raise of values that they cannot use is input at fault too, and so
+    is what classes of the user's own raise."""
     try:
-        yield
+        with errors_of_own_code():
+            yield
     except (ValueError, MisconfigurationException) as error:
         if user_error_in(error) is not None:
             raise

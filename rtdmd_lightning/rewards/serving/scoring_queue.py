@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rtdmd_lightning.rewards.base import Reward
+from rtdmd_lightning.rewards.mixture import RewardError, check_scores
 from rtdmd_lightning.rewards.serving.wire import ScoreRequest
 from rtdmd_lightning.utils.errors import UserError
 
@@ -154,7 +155,7 @@ def score_batch(reward: Reward, batch: list[WaitingImage], device: torch.device)
     """
     try:
         return list(zip(batch, _score(reward, batch, device), strict=True))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         jobs = list(dict.fromkeys(image.job for image in batch))
         if len(jobs) == 1:
             traceback.print_exc()  # the client gets one line; whoever keeps the server wants to see where
@@ -169,6 +170,8 @@ def score_batch(reward: Reward, batch: list[WaitingImage], device: torch.device)
 def _score(reward: Reward, batch: list[WaitingImage], device: torch.device) -> list[float]:
     images = torch.stack([image.pixels for image in batch]).to(device).float().div_(255)
     scores = reward.score(images, [image.prompt for image in batch], [image.metadata for image in batch])
-    if scores.shape != (len(batch),):
-        raise UserError(f"the reward {reward.name!r} returned {tuple(scores.shape)} for {len(batch)} prompts")
+    try:
+        check_scores(reward.name, scores, len(batch))
+    except RewardError as error:
+        raise UserError(str(error)) from error
     return scores.float().tolist()
