@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 from lightning import Trainer
 
@@ -26,6 +25,7 @@ from rtdmd_lightning.evaluation.side_by_side import write_side_by_side
 from rtdmd_lightning.evaluation.tables import to_markdown
 from rtdmd_lightning.evaluation.tasks import ImageTask, in_batches, settings_digest, tasks_of
 from rtdmd_lightning.rewards.base import Reward
+from rtdmd_lightning.utils.command_line import command_parser
 from rtdmd_lightning.utils.configuration import expand_config_arguments, refusals_of_libraries
 from rtdmd_lightning.utils.errors import readable_errors
 from rtdmd_lightning.utils.files import slug, write_text
@@ -63,7 +63,7 @@ def parse(arguments: list[str]) -> tuple[Evaluation, Trainer, dict[str, Any]]:
 
     An entry without a guidance scale has the one that it is drawn with.
     """
-    parser = ArgumentParser(prog="python -m rtdmd_lightning.evaluate", description=__doc__, exit_on_error=False)
+    parser = command_parser(prog="python -m rtdmd_lightning.evaluate", description=__doc__)
     parser.add_argument("--config", action="config", help="YAML file; several are merged, the last one wins")
     parser.add_argument("--resolution", type=PositiveInt, help="pixels a side, in place of every backbone's own")
     parser.add_class_arguments(Evaluation)

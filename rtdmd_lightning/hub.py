@@ -18,7 +18,6 @@ from typing import Any
 import yaml
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-from jsonargparse import ArgumentParser
 
 from rtdmd_lightning import roles as lora
 from rtdmd_lightning.convert import convert
@@ -26,6 +25,7 @@ from rtdmd_lightning.models.families import family_of
 from rtdmd_lightning.models.folder import read_config
 from rtdmd_lightning.publishing.model_card import METHOD_FILE, Result, method_text, model_card
 from rtdmd_lightning.roles import Adapter, writing
+from rtdmd_lightning.utils.command_line import command_parser
 from rtdmd_lightning.utils.errors import UserError, readable_errors
 
 RESULT = "result.json"
@@ -157,13 +157,13 @@ def _ranks(adapter: Adapter) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    pushing, pulling = ArgumentParser(exit_on_error=False), ArgumentParser(exit_on_error=False)
+    pushing, pulling = command_parser(), command_parser()
     pushing.add_argument(
         "--adapters", nargs="+", type=str, required=True, help="files or folders, in the stack's order"
     )
     pushing.add_function_arguments(push, skip={"adapters"})
     pulling.add_function_arguments(pull)
-    parser = ArgumentParser(prog="python -m rtdmd_lightning.hub", exit_on_error=False)
+    parser = command_parser(prog="python -m rtdmd_lightning.hub")
     commands = parser.add_subcommands()
     commands.add_subcommand("push", pushing, help="publish a result")
     commands.add_subcommand("pull", pulling, help="fetch a result")

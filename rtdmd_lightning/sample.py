@@ -13,8 +13,6 @@ from json import dumps
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentParser
-
 from rtdmd_lightning.data.prompts import load_prompts
 from rtdmd_lightning.evaluation.images import write_image
 from rtdmd_lightning.evaluation.tasks import in_batches
@@ -22,6 +20,7 @@ from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.models.families import open_backbone
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.roles.inference import InferenceModel, even_steps
+from rtdmd_lightning.utils.command_line import command_parser
 from rtdmd_lightning.utils.errors import UserError, readable_errors
 from rtdmd_lightning.utils.files import check_output, write_text
 from rtdmd_lightning.utils.json_text import check_letters
@@ -139,7 +138,7 @@ def _digests(path: Path) -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> None:
-    parser = ArgumentParser(prog="python -m rtdmd_lightning.sample", exit_on_error=False)
+    parser = command_parser(prog="python -m rtdmd_lightning.sample")
     parser.add_argument("--adapters", nargs="*", type=str, default=[], help="files or folders, applied in this order")
     parser.add_argument("--prompt", nargs="*", type=str, default=[], help="one or several prompts")
     parser.add_class_arguments(Job, skip={"adapters", "prompt"})
