@@ -152,10 +152,9 @@ def _check_id(repo_id: str) -> None:
 def _adapters_of(result: Path) -> list[str]:
     """The names in a fetched `result.json`, which somebody else wrote: each must be a folder beside it."""
     content = read_json(result)
-    names = content.get("adapters") if isinstance(content, dict) else None
-    require(
-        isinstance(names, list) and names != [], f"{result} must be an object with a list of names under 'adapters'"
-    )
+    names = content.get("adapters", []) if isinstance(content, dict) else []
+    if not isinstance(names, list) or not names:
+        raise UserError(f"{result} must be an object with a list of names under 'adapters'")
     for name in names:
         inside = isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name and "\0" not in name
         require(inside, f"{result}: the adapter {name!r} is no name of a folder beside it")

@@ -15,7 +15,10 @@ NEEDED = (("sampler", "steps"), *(("backbone", "init_args", name) for name in OF
 
 
 def recipe_of(run: Path) -> dict[str, Any]:
-    """What of a run's configuration is its recipe: the trainer's part is about one machine. Raises UserError for no run's folder."""
+    """What of a run's configuration is its recipe: the trainer's part is about one machine.
+
+    Raises UserError for a folder that no run wrote.
+    """
     path = run / "config.yaml"
     if not path.is_file():
         raise UserError(f"the run {run} has no config.yaml; give the log folder that training wrote")
