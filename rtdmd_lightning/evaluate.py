@@ -28,7 +28,7 @@ from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.utils.command_line import command_parser
 from rtdmd_lightning.utils.configuration import expand_config_arguments, refusals_of_libraries
 from rtdmd_lightning.utils.errors import readable_errors
-from rtdmd_lightning.utils.files import slug, write_text
+from rtdmd_lightning.utils.files import check_output, slug, write_text
 from rtdmd_lightning.utils.processes import closing_process_group
 
 Images = dict[str, dict[str, list[ImageTask]]]
@@ -56,6 +56,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         check_settings(self.entries, self.sets, self.baseline)
+        check_output(self.output, "--output")
 
 
 def parse(arguments: list[str]) -> tuple[Evaluation, Trainer, dict[str, Any]]:
