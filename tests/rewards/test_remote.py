@@ -292,7 +292,16 @@ def test_evaluation_reports_it_on_the_rewards_own_scale(counting, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:8000", "ftp://host", "http://", "http://h:port", "http://me:word@host", "http://h/?a=b"]
+    "url",
+    [
+        "localhost:8000",
+        "ftp://host",
+        "http://",
+        "http://h:port",
+        "http://h:70000",
+        "http://me:word@host",
+        "http://h/?a=b",
+    ],
 )
 def test_a_wrong_address_is_told_before_anything_is_asked(url):
     with pytest.raises(UserError, match="http://host:port"):
