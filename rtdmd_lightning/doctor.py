@@ -30,6 +30,7 @@ from rtdmd_lightning.rewards.shapes import ShapesReward
 from rtdmd_lightning.shapes.world import IMAGE_SIZE
 from rtdmd_lightning.utils.command_line import command_parser, wide_console
 from rtdmd_lightning.utils.errors import UserError, readable_errors
+from rtdmd_lightning.utils.own_code import errors_of_own_code
 from rtdmd_lightning.utils.processes import process_device
 
 PICTURE = Path(__file__).parent / "rewards" / "doctor.png"
@@ -65,8 +66,9 @@ def examine(name: str, device: torch.device) -> Diagnosis:
     """Import a scorer, look for its weights, and let it score the picture."""
     weights: list[str] = []
     try:
-        reward = reward_class(name)()
-        sources = reward.sources()
+        with errors_of_own_code():
+            reward = reward_class(name)()
+            sources = reward.sources()
     except (UserError, TypeError) as error:  # TypeError: a class of one's own whose arguments have no defaults
         return Diagnosis(name, weights, problems=(str(error),))
     problems = []

@@ -52,9 +52,8 @@ def appearing_in(folder: Path) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".partial-", dir=folder) as scratch:
             yield Path(scratch)
-            files = sorted(Path(scratch).iterdir(), key=lambda file: file.suffix == ".json")
             allow_reading(Path(scratch))
-            for file in files:
+            for file in sorted(Path(scratch).iterdir(), key=lambda file: file.suffix == ".json"):
                 os.replace(file, folder / file.name)
 
 

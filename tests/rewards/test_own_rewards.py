@@ -7,6 +7,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
+from rtdmd_lightning.doctor import examine
 from rtdmd_lightning.evaluation.images import write_image
 from rtdmd_lightning.evaluation.predict import ScoreImages
 from rtdmd_lightning.evaluation.tasks import ImageTask
@@ -58,6 +59,11 @@ def own_modules(tmp_path, monkeypatch):
 def test_what_cannot_be_made_is_told_by_the_server(module):
     with pytest.raises(UserError, match=WANTED[module]):
         build_reward(f"{module}.Own", {})
+
+
+def test_the_doctor_tells_it_and_goes_on():
+    diagnosis = examine("own_init.Own", CPU)
+    assert re.search(WANTED["own_init"], diagnosis.problems[0])
 
 
 @pytest.mark.parametrize("module", [name for name in SOURCES if name != "own_abstract"])
