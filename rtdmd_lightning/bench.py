@@ -3,72 +3,35 @@
 Trains a few real steps of a config through the real trainer and reads the run's own `time/…` logs, then draws batches with the
 few-step student. Evaluation, checkpoints and loggers are off. On a CPU memory is the process's high-water mark, which counts
 whatever the process did before: this wants a process of its own.
+
+`python -m rtdmd_lightning.bench --gpu [--minutes 9]` measures everything on an accelerator, without weights: see
+`benchmarking/README.md`.
 """
 
 import json
 import platform
 import resource
-import statistics
 import sys
-import time
-from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import lightning as L
 import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 
 from rtdmd_lightning import fit
-from rtdmd_lightning.data.stream import PromptBatch
+from rtdmd_lightning.benchmarking.counts import print_counts
+from rtdmd_lightning.benchmarking.gpu import look
+from rtdmd_lightning.benchmarking.stopwatch import Stopwatch, Timing, sampling_seconds
 from rtdmd_lightning.modules import ACDMDModule
 from rtdmd_lightning.utils.command_line import run_command
 from rtdmd_lightning.utils.errors import UserError, readable_errors
-from rtdmd_lightning.utils.processes import closing_process_group, synchronize
+from rtdmd_lightning.utils.processes import closing_process_group
 
+GPU, COUNTS = "--gpu", "--counts"
 MIB = 2**20
 RSS_UNIT = 1 if platform.system() == "Darwin" else 1024  # getrusage counts in KiB, on macOS in bytes
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Median and quartiles of some seconds."""
-
-    median: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.median:.4f} | {self.low:.4f} to {self.high:.4f}"
-
-    @staticmethod
-    def of(seconds: list[float], *, parts: int = 1) -> "Timing":
-        """Each of `seconds` was taken by `parts` equal pieces of work; the timing is of one."""
-        low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
-        return Timing(median / parts, low / parts, high / parts)
-
-
-class Stopwatch(L.Callback):
-    """Keeps, of every step after the first `warm_up`, its seconds and its `time/…` logs; and the prompts of the last."""
-
-    def __init__(self, warm_up: int) -> None:
-        self.warm_up = warm_up
-        self.seconds: dict[str, list[float]] = defaultdict(list)
-        self.prompts: list[str] = []
-
-    def on_train_batch_start(self, trainer, pl_module, batch: PromptBatch, batch_idx: int) -> None:
-        synchronize(pl_module.device)
-        self._started = time.perf_counter()
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch: PromptBatch, batch_idx: int) -> None:
-        synchronize(pl_module.device)
-        step = time.perf_counter() - self._started
-        self.prompts = batch.prompts
-        if batch_idx < self.warm_up:
-            return
-        self.seconds["training_step"].append(step)
-        for name, value in trainer.callback_metrics.items():
-            if name.startswith("time/"):
-                self.seconds[name.removeprefix("time/")].append(float(value))
 
 
 def peak_memory(device: torch.device) -> float:
@@ -85,12 +48,18 @@ def measure(config: Path, options: list[str], warm_up: int, repeats: int) -> dic
         module, stopwatch = run.model, Stopwatch(warm_up)
         if not isinstance(module, ACDMDModule):
             raise UserError(f"{config} is not a cold start; this measures ACDMDModule, not {type(module).__name__}")
-        run.trainer.callbacks.append(stopwatch)  # type: ignore[attr-defined] # Lightning sets it from elsewhere
+        at_the_end: dict[str, Any] = {}
+
+        def measure_the_rest(trainer: Trainer, trained: LightningModule) -> None:
+            """While the module is on its device: when `fit` returns it has been moved to the CPU, without its autoencoder."""
+            prompts = stopwatch.prompts[: module.batch_size // trainer.world_size]
+            at_the_end.update(device=module.device, memory=peak_memory(module.device), prompts=len(prompts))
+            at_the_end["sampling"] = Timing.of(sampling_seconds(module, prompts, warm_up, repeats))
+
+        callbacks = [stopwatch, LambdaCallback(on_train_end=measure_the_rest)]
+        run.trainer.callbacks += callbacks  # type: ignore[attr-defined] # Lightning sets it from elsewhere
         run.trainer.fit(module, run.datamodule)
-    memory = peak_memory(module.device)
-    seconds = stopwatch.seconds
-    prompts = stopwatch.prompts[: module.batch_size // run.trainer.world_size]
-    sampling = Timing.of(sampling_seconds(module, prompts, warm_up, repeats))
+    seconds, device, sampling = stopwatch.seconds, at_the_end["device"], at_the_end["sampling"]
     timings = {"training_step": Timing.of(seconds["training_step"])}
     if "rollout" in seconds:
         timings["rollout"] = Timing.of(seconds["rollout"])
@@ -100,27 +69,19 @@ def measure(config: Path, options: list[str], warm_up: int, repeats: int) -> dic
     return {
         "config": str(config),
         "options": options,
-        "machine": machine(module.device),
+        "machine": machine(device),
         "warm_up": warm_up,
         "repeats": repeats,
         "batch_size": module.batch_size,
         "fake_update_ratio": module.fake_update_ratio,
         "timings": {name: asdict(timing) for name, timing in timings.items()},
-        "images_per_second": len(prompts) / sampling.median,
-        "peak_memory": {"training": memory, "method": memory_method(module.device), "process_after_imports": imported},
+        "images_per_second": at_the_end["prompts"] / sampling.median,
+        "peak_memory": {
+            "training": at_the_end["memory"],
+            "method": memory_method(device),
+            "process_after_imports": imported,
+        },
     }
-
-
-def sampling_seconds(module: ACDMDModule, prompts: list[str], warm_up: int, repeats: int) -> list[float]:
-    """Of drawing and decoding one batch with the few-step student."""
-    seconds = []
-    for repeat in range(warm_up + repeats):
-        synchronize(module.device)
-        start = time.perf_counter()
-        module.generate(prompts, range(len(prompts)), seed=repeat)
-        synchronize(module.device)
-        seconds.append(time.perf_counter() - start)
-    return seconds[warm_up:]
 
 
 def machine(device: torch.device) -> dict:
@@ -182,7 +143,12 @@ def benchmark(
 
 
 def main(arguments: list[str]) -> None:
-    run_command(benchmark, "rtdmd_lightning.bench", arguments)
+    if any(argument.partition("=")[0] == COUNTS for argument in arguments):
+        run_command(print_counts, "rtdmd_lightning.bench", arguments)
+    elif GPU in arguments:
+        run_command(look, f"rtdmd_lightning.bench {GPU}", [argument for argument in arguments if argument != GPU])
+    else:
+        run_command(benchmark, "rtdmd_lightning.bench", arguments)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@
         --model.backbone.embedding_cache=embeddings --model.backbone.text_encoders=false
 
 It loads the text encoders and nothing else of the model. Prompts that are in the cache are left alone, so an interrupted run
-goes on where it stopped; under `torchrun` every process takes its share. A prompt takes 2 to 13 MB (SD3.5 to FLUX.2-klein 9B).
+goes on where it stopped; under `torchrun` every process takes its share. It says first how large the cache will be (a prompt
+takes 2 to 13 MB, SD3.5 to FLUX.2-klein 9B), and refuses a disk without the room.
 Without a run's config, name model and prompts:
 
     python -m rtdmd_lightning.embed --base MODEL --prompts '[prompts.txt]' --cache embeddings
 """
 
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -27,7 +29,7 @@ from rtdmd_lightning.evaluation.tasks import in_batches
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.models.families import open_backbone
 from rtdmd_lightning.utils.command_line import run_command
-from rtdmd_lightning.utils.errors import UserError, readable_errors
+from rtdmd_lightning.utils.errors import UserError, readable_errors, require
 from rtdmd_lightning.utils.files import check_output
 from rtdmd_lightning.utils.processes import process_device, processes
 
@@ -84,9 +86,30 @@ def embed(
     check_output(Path(model.embedding_cache), "--cache")
     model.text_encoders = True  # whatever the run has
     wanted = list(dict.fromkeys(["", *(entry["prompt"] for source in sources for entry in load_prompts(source))]))
+    embedder = PromptEmbedder(model)
+    size = check_room(embedder, wanted)
     with processes() as (rank, world_size):
+        if rank == 0:
+            print(size)
         model.to(process_device(device))
-        fill(PromptEmbedder(model), wanted, batch_size, rank, world_size)
+        fill(embedder, wanted, batch_size, rank, world_size)
+
+
+def check_room(embedder: PromptEmbedder, prompts: list[str]) -> str:
+    """How large the prompts' cache will be, in a sentence; reads no weights. Raises UserError where the disk lacks the room."""
+    store = embedder.store
+    assert store is not None
+    each = embedder.bytes_of_a_prompt()
+    needed = each * sum(prompt not in store for prompt in prompts)
+    sentence = f"{_gigabytes(each * len(prompts))} for {len(prompts):,} prompts, {each / 1e6:.2f} MB each"
+    place = next(folder for folder in store.folder.absolute().parents if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    require(
+        needed <= free,
+        f"the cache {store.folder} takes {sentence}; {_gigabytes(needed)} are still to be written, and the disk of {place} has "
+        f"{_gigabytes(free)} free: make room, or give --cache on another disk",
+    )
+    return f"{store.folder}: {sentence}; {_gigabytes(needed)} are still to be written"
 
 
 def fill(embedder: PromptEmbedder, prompts: list[str], batch_size: int, rank: int = 0, world_size: int = 1) -> None:
@@ -103,6 +126,10 @@ def fill(embedder: PromptEmbedder, prompts: list[str], batch_size: int, rank: in
     if rank == 0:
         size = sum(store.path(prompt).stat().st_size for prompt in share)
         print(f"{store.folder}: {len(missing)} of {len(share)} prompts were new; all take {size / 1e9:.3f} GB")
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:,.0f} GB" if count >= 1e10 else f"{count / 1e9:.3f} GB"
 
 
 def _cache_option(cache: str | None) -> list[str]:

@@ -29,7 +29,7 @@ from rtdmd_lightning.utils.command_line import command_parser
 from rtdmd_lightning.utils.configuration import expand_config_arguments, refusals_of_libraries
 from rtdmd_lightning.utils.errors import readable_errors
 from rtdmd_lightning.utils.files import check_output, slug, write_text
-from rtdmd_lightning.utils.processes import closing_process_group
+from rtdmd_lightning.utils.processes import MatmulPrecision, closing_process_group, use_matmul_precision
 
 Images = dict[str, dict[str, list[ImageTask]]]
 """By entry and prompt set."""
@@ -67,6 +67,8 @@ def parse(arguments: list[str]) -> tuple[Evaluation, Trainer, dict[str, Any]]:
     parser = command_parser(prog="python -m rtdmd_lightning.evaluate", description=__doc__)
     parser.add_argument("--config", action="config", help="YAML file; several are merged, the last one wins")
     parser.add_argument("--resolution", type=PositiveInt, help="pixels a side, in place of every backbone's own")
+    products = "of float32 matrix products on an accelerator: 'high' is TF32 where the device has it"
+    parser.add_argument("--float32_matmul_precision", type=MatmulPrecision, default="high", help=products)
     parser.add_class_arguments(Evaluation)
     parser.add_class_arguments(Trainer, "trainer")
     parser.set_defaults({"trainer.use_distributed_sampler": False})
@@ -77,6 +79,7 @@ def parse(arguments: list[str]) -> tuple[Evaluation, Trainer, dict[str, Any]]:
             for entry in config.entries.values():
                 entry.backbone.init_args.resolution = config.resolution
         made = parser.instantiate(config)
+    use_matmul_precision(config.float32_matmul_precision, made.trainer.strategy.root_device)
     evaluation = Evaluation(**{option.name: made[option.name] for option in fields(Evaluation)})
     whole = config.clone().as_dict()
     for name, entry in evaluation.entries.items():

@@ -22,7 +22,7 @@ from rtdmd_lightning.modules.preflight import check_start
 from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.utils.configuration import expand_config_arguments, refusals_of_libraries
 from rtdmd_lightning.utils.errors import UserError, readable_errors, require
-from rtdmd_lightning.utils.processes import closing_process_group
+from rtdmd_lightning.utils.processes import MatmulPrecision, closing_process_group, use_matmul_precision
 
 # What libraries warn of and this project does on purpose; the first of these prints a page of code to copy.
 EXPECTED_WARNINGS = (
@@ -40,6 +40,8 @@ class FitCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         wanted = "checkpoint to go on from; 'last': the run's own, if it has one yet"
         parser.add_argument("--ckpt_path", type=str | None, default=None, help=wanted)
+        products = "of float32 matrix products on an accelerator: 'high' is TF32 where the device has it"
+        parser.add_argument("--float32_matmul_precision", type=MatmulPrecision, default="high", help=products)
         named = (
             "callbacks by name, called in this order; --callbacks.NAME=CLASS --callbacks.NAME.OPTION=VALUE; null: none"
         )
@@ -59,7 +61,9 @@ class FitCLI(LightningCLI):
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         callbacks = [callback for callback in self.config_init.callbacks.values() if callback is not None]
-        return super().instantiate_trainer(callbacks=callbacks, **options)
+        trainer = super().instantiate_trainer(callbacks=callbacks, **options)
+        use_matmul_precision(self.config_init.float32_matmul_precision, trainer.strategy.root_device)
+        return trainer
 
 
 def parse(arguments: list[str], cli: type[FitCLI] = FitCLI) -> FitCLI:

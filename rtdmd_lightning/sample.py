@@ -24,7 +24,7 @@ from rtdmd_lightning.utils.command_line import command_parser
 from rtdmd_lightning.utils.errors import UserError, readable_errors
 from rtdmd_lightning.utils.files import check_output, write_text
 from rtdmd_lightning.utils.json_text import check_letters
-from rtdmd_lightning.utils.processes import process_device, processes
+from rtdmd_lightning.utils.processes import MatmulPrecision, process_device, processes, use_matmul_precision
 
 RECORD = "sample.json"
 
@@ -50,6 +50,7 @@ class Job:
     backbone: further arguments of the base's backbone class, e.g. '{"use_t5": false, "dtype": "float32"}'. The number of text
         tokens, `max_sequence_length`, is by default what the family's students are trained with (SD3: 128, diffusers has 256).
     device: of the first process on a machine; by default an accelerator where there is one.
+    float32_matmul_precision: of float32 matrix products on an accelerator; `high` is TF32 where the device has it.
     """
 
     base: str
@@ -67,6 +68,7 @@ class Job:
     resolution: int | None = None
     backbone: dict[str, Any] | None = None
     device: str | None = None
+    float32_matmul_precision: MatmulPrecision = "high"
 
     def all_prompts(self) -> list[str]:
         """One entry an image. Raises UserError where there are no prompts, or two sources of them."""
@@ -96,7 +98,9 @@ def sample(job: Job) -> Path:
     backbone = open_backbone(job.base, job.resolution, job.backbone)
     model = job.model(backbone)
     with processes() as (rank, world_size):
-        model.load(process_device(job.device))
+        device = process_device(job.device)
+        use_matmul_precision(job.float32_matmul_precision, device)
+        model.load(device)
         files = [f"{index:06d}.png" for index in range(len(prompts))]
         for batch in in_batches(range(len(prompts)), job.batch_size)[rank::world_size]:
             images = model.generate([prompts[index] for index in batch], batch, seed=job.seed)

@@ -11,7 +11,12 @@ import torch.distributed as dist
 
 from rtdmd_lightning import bench as benchmarks
 from rtdmd_lightning import fit
-from rtdmd_lightning.utils.processes import closing_process_group, of_this_process, process_device
+from rtdmd_lightning.utils.processes import (
+    closing_process_group,
+    of_this_process,
+    process_device,
+    use_matmul_precision,
+)
 from tests.support.tiny import REPOSITORY, write_config
 
 # The second process does not wait for its sums, so that many are under way when it has nothing left to do. Without the
@@ -40,6 +45,17 @@ def test_the_default_device_is_one_that_works(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert process_device("cpu") == torch.device("cpu")
     assert [str(of_this_process(torch.device(name))) for name in ("cpu", "xpu", "xpu:1")] == ["cpu", "xpu:3", "xpu:1"]
+
+
+def test_float32_products_are_an_accelerators_option(monkeypatch):
+    """Nothing changes on a CPU, whose numbers are those of every machine."""
+    asked = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
+    use_matmul_precision("high", torch.device("cpu"))
+    assert asked == []
+    use_matmul_precision("high", torch.device("cuda", 1))
+    use_matmul_precision("highest", torch.device("xpu"))
+    assert asked == ["high", "highest"]
 
 
 @pytest.mark.slow

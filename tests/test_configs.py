@@ -1,13 +1,15 @@
 """How the shipped configs are put together: of what parts, and what is put after one."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import yaml
-from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from rtdmd_lightning import fit
 from rtdmd_lightning.modules.preflight import check_trainer
+from rtdmd_lightning.modules.strategies import DDP, FSDP2
 from rtdmd_lightning.utils.configuration import compose
 from tests.support.tiny import REPOSITORY
 
@@ -46,9 +48,17 @@ def test_one_gpu_takes_the_place_of_every_configs_machines(run):
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_fsdp2_is_one_config_more_and_on_several_nodes_the_number_of_gpus(run):
+def test_fsdp2_is_one_config_more_and_on_several_nodes_one_number(run):
     nodes = compose(CONFIGS / f"{run}.yaml")["trainer"].get("num_nodes", 1)
-    sizes = [] if nodes == 1 else [f"--trainer.strategy.data_parallel_size={8 * nodes}"]
-    trainer = trainer_of(run, f"--config={CONFIGS / 'parts/fsdp2.yaml'}", *sizes)
-    assert isinstance(trainer.strategy, ModelParallelStrategy) and trainer.world_size == 8 * nodes
-    assert not trainer.strategy._save_distributed_checkpoint
+    for size in (f"replicate_size={nodes}", f"shard_size={8 * nodes}"):
+        trainer = trainer_of(run, f"--config={CONFIGS / 'parts/fsdp2.yaml'}", f"--trainer.strategy.{size}")
+        assert isinstance(trainer.strategy, FSDP2) and trainer.world_size == 8 * nodes
+        assert not trainer.strategy._save_distributed_checkpoint
+
+
+@pytest.mark.parametrize("part", [None, "fsdp2"])
+def test_the_time_out_of_collectives_is_an_option_of_every_run_on_several_processes(part):
+    after = [] if part is None else [f"--config={CONFIGS / 'parts/fsdp2.yaml'}"]
+    for options, wanted in (([], timedelta(hours=6)), (["--trainer.strategy.timeout=1:30:00"], timedelta(minutes=90))):
+        strategy = trainer_of("cold_start/sd35m", *after, *options).strategy
+        assert isinstance(strategy, DDP if part is None else FSDP2) and strategy._timeout == wanted

@@ -15,6 +15,7 @@ from rtdmd_lightning import roles as adapters
 from rtdmd_lightning.callbacks.export import write_adapter
 from rtdmd_lightning.models.families import skeleton
 from rtdmd_lightning.roles import Adapter, LayerUpdate, writing
+from rtdmd_lightning.roles.apply import activate
 from rtdmd_lightning.roles.lora import LoraSettings, adapter_state_dict
 from rtdmd_lightning.roles.roles import EMA, GENERATOR
 from rtdmd_lightning.utils.errors import UserError, readable_errors
@@ -105,7 +106,9 @@ def test_the_stack_is_merging_in_order_and_is_one_adapter_and_is_not_the_second_
 def test_merging_is_pefts_merging(transformer, tiny_folder):
     adapter = random_adapter(4, scale=1.5)
     adapters.inject(transformer, "a", adapter)
+    activate(transformer, ["a"])
     adapted = output(transformer)
+    activate(transformer, [])
     for module in transformer.modules():
         if hasattr(module, "merge"):
             module.merge(adapter_names=["a"])

@@ -6,19 +6,18 @@ is what resuming and evaluating by step counts rely on.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from rtdmd_lightning.data.scoring import Scores, Scoring
 from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.objectives import group_advantages
 from rtdmd_lightning.sampling.sampler import Sampler
 from rtdmd_lightning.sampling.structures import ExecutedStep
 from rtdmd_lightning.utils.randomness import keyed_generator
-
-Scores = dict[str, Tensor]
+from rtdmd_lightning.utils.transfer import send
 
 
 @dataclass(frozen=True)
@@ -26,21 +25,26 @@ class Rollout:
     """One process's part of a micro-batch, B samples, kept on the CPU between the phases.
 
     `states[k]` sits at level k of the schedule, in the dtype of storage; `log_probs` are `[B]` for each step that is trained,
-    under the weights that took it; `rewards` are `[B]` each; `advantages` `[B]`.
+    under the weights that took it; `advantages` are `[B]`, zeros until they are known. `update_log_probs` are those that the
+    first update on it has computed under the same weights, on the device, by step.
     """
 
     batch: PromptBatch
     states: tuple[Tensor, ...]
     log_probs: dict[int, Tensor]
-    rewards: Scores
     advantages: Tensor
+    update_log_probs: dict[int, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.advantages)
 
+    def states_on(self, device: torch.device, *numbers: int) -> list[Tensor]:
+        """Some of the states, float32 on the device: one copy for which nothing waits."""
+        return [state.float() for state in send([self.states[number] for number in numbers], device)]
+
     def last_step(self, sampler: Sampler, device: torch.device) -> ExecutedStep:
         """The deterministic step that it ended with; its velocity follows from the two states."""
-        state, sample = (state.to(device).float() for state in self.states[-2:])
+        state, sample = self.states_on(device, -2, -1)
         sigma = sampler.sigmas[-2]
         return ExecutedStep(sigma, 0.0, state, (state - sample) / sigma, torch.zeros_like(state), sample)
 
@@ -50,7 +54,6 @@ class Rollout:
             self.batch.at(rows),
             tuple(state[rows] for state in self.states),
             {step: values[rows] for step, values in self.log_probs.items()},
-            {name: values[rows] for name, values in self.rewards.items()},
             self.advantages[rows],
         )
 
@@ -62,7 +65,6 @@ class Rollout:
             PromptBatch.cat([part.batch for part in parts]),
             tuple(torch.cat(states) for states in zip(*(part.states for part in parts), strict=True)),
             {step: torch.cat([part.log_probs[step] for part in parts]) for step in first.log_probs},
-            {name: torch.cat([part.rewards[name] for part in parts]) for name in first.rewards},
             torch.cat([part.advantages for part in parts]),
         )
 
@@ -79,35 +81,20 @@ def shared_noise(prompts: Sequence[str], shape: Sequence[int], *, seed: int, epo
 def collect(
     batches: Iterable[PromptBatch],
     roll_out: Callable[[PromptBatch], tuple[tuple[Tensor, ...], dict[int, Tensor], Tensor]],
-    score: Callable[[Tensor, PromptBatch], Scores],
+    scoring: Scoring,
 ) -> list[Rollout]:
-    """Roll out every batch and score its images; a batch is scored while the next one is rolled out.
+    """Roll out every batch and have its images scored, while the next ones are rolled out and beyond.
 
-    `roll_out` gives the states, their log-probabilities and the images; what `score` raises is raised here. The advantages
-    are zeros until `with_advantages`.
+    `roll_out` gives the states, their log-probabilities and the images. A reward that has failed stops the run before the next
+    rollout. The advantages are zeros: see `with_advantages`.
     """
-    rolled_out: list[tuple[PromptBatch, tuple[Tensor, ...], dict[int, Tensor]]] = []
-    scoring: list[Future[Scores]] = []
-    with ThreadPoolExecutor(max_workers=1) as scorer:
-        try:
-            for batch in batches:
-                for scored in filter(Future.done, scoring):
-                    scored.result()  # a reward that failed stops the run now, not after the remaining rollouts
-                states, log_probs, images = roll_out(batch)
-                rolled_out.append((batch, states, log_probs))
-                scoring.append(scorer.submit(score, images, batch))
-            scores = [future.result() for future in scoring]
-        except BaseException:
-            scorer.shutdown(wait=False, cancel_futures=True)  # nobody will ask for the scores that are still to come
-            raise
-    return [
-        Rollout(
-            *rollout,
-            rewards={name: values.cpu() for name, values in of_batch.items()},
-            advantages=torch.zeros(len(rollout[0].prompts)),
-        )
-        for rollout, of_batch in zip(rolled_out, scores, strict=True)
-    ]
+    rollouts = []
+    for batch in batches:
+        scoring.raise_failure()
+        states, log_probs, images = roll_out(batch)
+        scoring.add(images, batch)
+        rollouts.append(Rollout(batch, states, log_probs, advantages=torch.zeros(len(batch.prompts))))
+    return rollouts
 
 
 def shuffled(rollouts: Sequence[Rollout], generator: torch.Generator) -> list[Rollout]:
@@ -119,6 +106,8 @@ def shuffled(rollouts: Sequence[Rollout], generator: torch.Generator) -> list[Ro
 
 def with_advantages(
     rollouts: Sequence[Rollout],
+    indices: Sequence[int],
+    scores: Scores,
     weights: Mapping[str, float],
     *,
     images_per_prompt: int,
@@ -127,14 +116,12 @@ def with_advantages(
 ) -> tuple[list[Rollout], Scores]:
     """The rollouts with their advantages among the samples of all processes, and all processes' rewards by name.
 
+    `scores` are `[N]` by name, of this process's samples with these `indices`; the rollouts hold the same samples in any order.
     `gather` brings a `[N]` tensor of every process together as `[processes * N]`. A sample's group is told by its global
     index, of which `images_per_prompt` in a row share a prompt.
     """
-    indices = torch.tensor([index for rollout in rollouts for index in rollout.batch.indices])
-    everyones = gather(indices).tolist()
-    rewards = {
-        name: gather(torch.cat([rollout.rewards[name] for rollout in rollouts])).cpu() for name in rollouts[0].rewards
-    }
+    everyones = gather(torch.tensor(indices)).tolist()
+    rewards = {name: gather(values).cpu() for name, values in scores.items()}
     pulling = {name: weight for name, weight in weights.items() if weight != 0}
     groups = [str(index // images_per_prompt) for index in everyones]
     advantages = group_advantages(

@@ -1,5 +1,6 @@
 """AC-DMD's two losses: what the fake score learns, and the generator's pull towards the teacher (METHOD section 3)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,6 +33,13 @@ from rtdmd_lightning.utils.randomness import SampleRandom
 
 TABLE_RANGE = (20, 980)
 """Entries of the training table that DMD2's generator loss draws from."""
+
+
+def renoise_draws(purpose: str, how: str, shape: Sequence[int]) -> tuple[dict[str, Sequence[int]], list[str]]:
+    """What `renoise_from` draws: shapes of normal draws by their purpose, and the purposes of uniform ones."""
+    noise = {f"{purpose} noise": shape}
+    level = f"{purpose} level"
+    return (noise | {level: ()}, []) if how == "logit_normal" else (noise, [level])
 
 
 def renoise_from(
@@ -68,6 +76,7 @@ class FakeScoreLoss:
         sigma = step.sigma_next if settings.sub_interval else 0.0
         start = step.next_state if settings.sub_interval else step.clean
         shift = self.roles.backbone.table_shift
+        random = self.drawn_ahead(random, purpose, start.shape[1:])
         interval = renoise_from(start, sigma, random, purpose, settings.renoise.fake_score, shift)
         velocity = self.roles.velocity(FAKE_SCORE, interval.end, interval.sigma_end, conditioning)
         target = self.target(step, interval)
@@ -80,6 +89,15 @@ class FakeScoreLoss:
             value = self.consistency(interval, velocity, conditioning, random, purpose)
             terms["consistency"] = Term(value, settings.consistency.weight)
         return terms
+
+    def drawn_ahead(self, random: SampleRandom, purpose: str, shape: Sequence[int]) -> SampleRandom:
+        """With all that an update draws."""
+        normals, uniforms = renoise_draws(purpose, self.settings.renoise.fake_score, shape)
+        consistency = self.settings.consistency
+        for move in range(consistency.moves if consistency.weight else 0):
+            normals |= {f"{purpose} move {move} branch {branch}": shape for branch in range(consistency.samples)}
+            uniforms += [f"{purpose} delta {move}"]
+        return random.ahead(normals, uniforms)
 
     def target(self, step: ExecutedStep, interval: Subinterval) -> Tensor:
         levels: dict[str, Any] = {"sigma_start": interval.sigma_start, "sigma_end": interval.sigma_end}
@@ -152,6 +170,8 @@ class MatchingLoss:
         sigma = step.sigma_next if settings.sub_interval else 0.0
         start = step.next_state if settings.sub_interval else step.clean
         shift = self.roles.backbone.table_shift
+        normals, uniforms = renoise_draws(purpose, settings.renoise.generator, start.shape[1:])
+        random = random.ahead(normals | {f"{purpose} return": start.shape[1:]}, uniforms)
         interval = renoise_from(start.detach(), sigma, random, purpose, settings.renoise.generator, shift)
         x_t, level = interval.end, interval.sigma_end
         empty = self.embed([""], x_t.device)

@@ -87,9 +87,17 @@ class MatchingSettings:
         return low + (high - low) * float(torch.rand((), generator=keyed_generator(seed, update, "guidance")))
 
 
+OldLogProb = Literal["auto", "rollout", "update"]
+RatioCheck = Literal["stop", "warn", "off"]
+
+
 @dataclass(frozen=True)
 class PolicySettings:
     """SubGRPO on the stochastic steps (METHOD section 4, items 2, 3 and 5).
+
+    The clip range is 1e-5, so the probability ratio of a first update must be 1 to better than that. It is where the rollout's
+    log-probabilities and the update's come from the same kernels on the same batches. It is not where kernels differ between
+    passes with and without gradient (compiled blocks: 3e-5 on an H100), or where `shuffle` makes other batches of the samples.
 
     weight: of the policy loss; 0 trains by back-propagation through the last step alone, without these steps' passes.
     trained_steps: how many of the stochastic steps are trained per epoch, chosen at random; all of them is plain GRPO.
@@ -100,6 +108,12 @@ class PolicySettings:
     global_std: divide a reward by its std over the epoch; without it, over the prompt group.
     exact_log_prob: the Gaussian log density in place of METHOD's `-mean squared error` (the clip range then needs care).
     kl_weight: pull of each trained step towards the stage-1 generator; 0 saves its passes.
+    old_log_prob: which log-probabilities the ratio is taken to. `rollout`: those of the rollout. `update`: those that the first
+        update on the rollouts computes itself, under the same weights, so that its ratio is 1 whatever the kernels; it costs
+        nothing. `auto`: `update` with compiled blocks, `rollout` without.
+    ratio_check: what happens when on the first generator update of a run, or after it was resumed, a ratio to the rollout's
+        log-probabilities is off by more than the clip range: `stop` the run, `warn`, or nothing (`off`). With `update` the ratio
+        is 1 by construction, and this is not asked.
     """
 
     weight: float = 1.0
@@ -111,12 +125,18 @@ class PolicySettings:
     global_std: bool = True
     exact_log_prob: bool = False
     kl_weight: float = 0.0
+    old_log_prob: OldLogProb = "auto"
+    ratio_check: RatioCheck = "stop"
 
     def __post_init__(self) -> None:
         check_not_negative(
             "model.policy.", weight=self.weight, trained_steps=self.trained_steps, kl_weight=self.kl_weight
         )
         check_positive("model.policy.", clip_range=self.clip_range, advantage_clip=self.advantage_clip)
+
+    def from_update(self, is_compiled: bool) -> bool:
+        """Whether the old log-probabilities are the update's own."""
+        return self.old_log_prob == "update" or (self.old_log_prob == "auto" and is_compiled)
 
     def candidates(self, steps: int) -> list[int]:
         """The steps that may be chosen, of a sampler with so many; the last one is deterministic. Raises UserError."""

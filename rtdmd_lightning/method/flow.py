@@ -21,11 +21,12 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 def broadcast_sigma(sigma: Tensor | float, like: Tensor) -> Tensor:
     """A number or `[B]` as a tensor that broadcasts against `like` `[B, ...]`, at least float32 (METHOD section 0).
 
-    Returns a 0-d tensor, or `[B, 1, ..., 1]` of the dimensions of `like`. Raises ValueError for any other shape: `[1]` would
-    broadcast silently over samples, `[N]` for packed `[B, N, C]` latents over tokens.
+    Returns a 0-d tensor, or `[B, 1, ..., 1]` of the dimensions of `like`. A number stays on the CPU, whatever device `like` is
+    on: torch hands a 0-d CPU tensor to a kernel by value, and nothing is copied. Raises ValueError for any other shape: `[1]`
+    would broadcast silently over samples, `[N]` for packed `[B, N, C]` latents over tokens.
     """
     dtype = at_least_float32(like.new_empty(0)).dtype
-    levels = torch.as_tensor(sigma, dtype=dtype, device=like.device)
+    levels = sigma.to(like.device, dtype) if isinstance(sigma, Tensor) else torch.tensor(sigma, dtype=dtype)
     if levels.ndim == 0:
         return levels
     if levels.shape != like.shape[:1]:

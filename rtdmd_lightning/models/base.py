@@ -40,8 +40,15 @@ class Backbone(ABC):
     embedding_cache: str | None = None
     """A folder in which prompts' embeddings are kept on disk."""
 
+    embeddings_on_device: int = 256
+    """MiB of prompts' embeddings that stay in an accelerator's memory."""
+
     text_encoders: bool = True
     """Whether prompts that the cache lacks can be encoded."""
+
+    reads_weights: bool = True
+    """Whether `load` and `load_generator_base` read the transformers' weights; otherwise these are `without_weights`, and wait
+    for another process's (`broadcast.py`)."""
 
     @abstractmethod
     def check(self) -> None:
@@ -66,6 +73,10 @@ class Backbone(ABC):
     @abstractmethod
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
         """B prompts to their conditioning, on the device of the text encoders; no gradient."""
+
+    @abstractmethod
+    def blank_conditioning(self, count: int) -> Conditioning:
+        """Zeros of the shapes and the dtype that `encode_prompts` gives for that many prompts; reads configs only."""
 
     @abstractmethod
     def encoder_identity(self) -> dict[str, Any]:

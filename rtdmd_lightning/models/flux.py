@@ -77,7 +77,11 @@ class FluxBackbone(PackedBackbone):
         guidance = conditioning.guidance
         if self.takes_guidance and guidance is None:
             guidance = torch.full_like(sigma, self.guidance)
-        image_ids = self.loaded._prepare_latent_image_ids(1, self.side, self.side, latents.device, self.dtype)
+        image_ids = self.positions(
+            "image",
+            latents.device,
+            lambda: self.loaded._prepare_latent_image_ids(1, self.side, self.side, torch.device("cpu"), self.dtype),
+        )
         return transformer(
             hidden_states=latents.to(self.dtype),
             timestep=sigma,

@@ -60,6 +60,9 @@ class Flux2Backbone(PackedBackbone):
         if self.generator_pretrained is None:
             return None
         self.source.check(self.generator_pretrained, ["transformer"])
+        if not self.reads_weights:
+            others = dict.fromkeys(("vae", *self.encoders))
+            return self._frozen(self._transformer_without_weights(self.generator_pretrained, others))
         return self._frozen(self.source.transformer(self.transformer_class, self.generator_pretrained, self.dtype))
 
     def encode_with(self, pipeline: Any, prompts: list[str]) -> Conditioning:
@@ -73,24 +76,27 @@ class Flux2Backbone(PackedBackbone):
 
     def velocity(self, transformer: nn.Module, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         # Positions are the same for all samples, and the transformer reads the first sample's only.
-        text_ids = self.loaded._prepare_text_ids(conditioning.embeds[:1])
+        tokens = conditioning.embeds.shape[1]
+        blank = torch.empty(1, tokens, 0)
+        text_ids = self.positions(f"{tokens} text", latents.device, lambda: self.loaded._prepare_text_ids(blank))
         return transformer(
             hidden_states=latents.to(self.dtype),
             timestep=sigma,
             guidance=None,
             encoder_hidden_states=conditioning.embeds.to(self.dtype),
-            txt_ids=text_ids.to(latents.device),
-            img_ids=self._image_ids(1, latents.device),
+            txt_ids=text_ids,
+            img_ids=self._image_ids(latents.device),
             return_dict=False,
         )[0].float()
 
     def to_vae_latents(self, latents: Tensor) -> Tensor:
         pipeline, vae = self.loaded, self.loaded.vae
-        ids = self._image_ids(len(latents), latents.device)
+        ids = self._image_ids(latents.device).expand(len(latents), -1, -1)
         grid = pipeline._unpack_latents_with_ids(latents, ids, self.side, self.side)
         # The pipeline undoes the VAE's batch norm inside its __call__ and exposes no function for it.
         mean, variance = (statistic.view(1, -1, 1, 1) for statistic in (vae.bn.running_mean, vae.bn.running_var))
         return pipeline._unpatchify_latents(grid * torch.sqrt(variance + vae.config.batch_norm_eps) + mean)
 
-    def _image_ids(self, batch: int, device: torch.device) -> Tensor:
-        return self.loaded._prepare_latent_ids(torch.empty(batch, 1, self.side, self.side)).to(device)
+    def _image_ids(self, device: torch.device) -> Tensor:
+        blank = torch.empty(1, 1, self.side, self.side)
+        return self.positions("image", device, lambda: self.loaded._prepare_latent_ids(blank))

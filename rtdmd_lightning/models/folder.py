@@ -33,6 +33,16 @@ def _read_index(path: Path) -> dict[str, Any]:
     return listed
 
 
+def fetch(pipeline_class: Any, pretrained: str, given: dict[str, Any]) -> None:
+    """Have a hub id's files in the hub's cache, without those of the given parts; a folder has its files. Raises UserError."""
+    if Path(pretrained).is_dir():
+        return
+    try:
+        pipeline_class.download(pretrained, **given)
+    except OSError as error:
+        raise UserError(f"cannot load the base model {pretrained!r}: {first_line(error)}") from error
+
+
 def read_config(reader: Any, pretrained: str, part: str | None = None) -> dict[str, Any]:
     """What a class of diffusers reads of a part's config, or of the pipeline's without one. Raises UserError."""
     try:

@@ -1,18 +1,23 @@
 """What all families have in common: a diffusers pipeline in parts."""
 
 from abc import abstractmethod
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rtdmd_lightning.models.base import DTYPES, Backbone
+from rtdmd_lightning.models.broadcast import without_weights
+from rtdmd_lightning.models.folder import fetch
 from rtdmd_lightning.models.identity import identity
 from rtdmd_lightning.models.source import Pretrained, Source
 from rtdmd_lightning.sampling.structures import Conditioning
 from rtdmd_lightning.utils.errors import UserError, require
+
+_recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)  # no dropout: nothing is drawn
 
 
 class PipelineBackbone(Backbone):
@@ -26,9 +31,12 @@ class PipelineBackbone(Backbone):
         dtype: of the frozen weights. Adapters have a dtype of their own.
         vae_dtype: of the autoencoder, which rewards are back-propagated through. Images are float32 whatever it is.
         gradient_checkpointing: recompute the blocks' activations in the backward pass.
+        channels_last_vae: keep the autoencoder's weights in the memory format that convolutions of some GPUs are faster in.
         embedding_cache: a folder where prompts' embeddings are kept on disk. Text encoders are then loaded only when a prompt
             is not there; `python -m rtdmd_lightning.embed` fills it ahead of time.
         text_encoders: false never loads them; a prompt that the cache lacks is an error.
+        embeddings_on_device: MiB of prompts' embeddings that stay in an accelerator's memory (a prompt of SD3 or FLUX takes 2 to
+            13); those used last stay. The others are copied from the CPU's when they are used again.
     """
 
     encoders: ClassVar[tuple[str, ...]]
@@ -48,8 +56,10 @@ class PipelineBackbone(Backbone):
         dtype: Literal["float32", "bfloat16"] = "bfloat16",
         vae_dtype: Literal["float32", "bfloat16"] = "float32",
         gradient_checkpointing: bool = False,
+        channels_last_vae: bool = False,
         embedding_cache: str | None = None,
         text_encoders: bool = True,
+        embeddings_on_device: int = 256,
     ) -> None:
         if embedding_cache is None and not text_encoders:
             raise UserError(
@@ -59,13 +69,19 @@ class PipelineBackbone(Backbone):
             1 <= max_sequence_length <= self.longest_text,
             f"the backbone's max_sequence_length must lie between 1 and {self.longest_text}, not {max_sequence_length}",
         )
+        require(
+            embeddings_on_device >= 0,
+            f"the backbone's embeddings_on_device must be at least 0, not {embeddings_on_device}",
+        )
         self.pretrained = pretrained
         self.resolution = resolution
         self.max_sequence_length = max_sequence_length
         self.dtype, self.vae_dtype = DTYPES[dtype], DTYPES[vae_dtype]
         self.gradient_checkpointing = gradient_checkpointing
+        self.channels_last_vae = channels_last_vae
         self.embedding_cache = embedding_cache
         self.text_encoders = text_encoders
+        self.embeddings_on_device = embeddings_on_device
         self.source: Source = Pretrained()
         self.pipeline: Any = None
         self._text_pipeline: Any = None  # the one whose text encoders are loaded
@@ -77,12 +93,16 @@ class PipelineBackbone(Backbone):
 
     def load(self) -> nn.Module:
         self.check()
+        given: dict[str, Any] = {}
+        if self.embedding_cache is not None:
+            given = dict.fromkeys(part for part in self.encoders if part.startswith("text_encoder"))
+        if not self.reads_weights:
+            given["transformer"] = self._transformer_without_weights(self.pretrained, given)
+        self.pipeline = self._open(**given)
         if self.embedding_cache is None:
-            self.pipeline = self._text_pipeline = self._open()
-        else:
-            encoders = [part for part in self.encoders if part.startswith("text_encoder")]
-            self.pipeline = self._open(**dict.fromkeys(encoders))
-        self.pipeline.vae.to(self.vae_dtype)
+            self._text_pipeline = self.pipeline
+        if self.channels_last_vae:
+            self.pipeline.vae.to(memory_format=torch.channels_last)
         return self._frozen(self.pipeline.transformer)
 
     def to(self, device: torch.device) -> None:
@@ -111,12 +131,11 @@ class PipelineBackbone(Backbone):
         return self.max_sequence_length
 
     def blank_conditioning(self, count: int) -> Conditioning:
-        """Zeros of the shapes and the dtype that `encode_prompts` gives for that many prompts. Needs no text encoder."""
-        config = self.loaded.transformer.config
-        embeds = torch.zeros(count, self.text_tokens, config.joint_attention_dim, dtype=self.dtype)
+        config = self.read_config("transformer")
+        embeds = torch.zeros(count, self.text_tokens, config["joint_attention_dim"], dtype=self.dtype)
         if "pooled_projection_dim" not in config:
             return Conditioning(embeds)
-        return Conditioning(embeds, torch.zeros(count, config.pooled_projection_dim, dtype=self.dtype))
+        return Conditioning(embeds, torch.zeros(count, config["pooled_projection_dim"], dtype=self.dtype))
 
     def encoder_identity(self) -> dict[str, Any]:
         self._check_folder()
@@ -179,7 +198,7 @@ class PipelineBackbone(Backbone):
     def _frozen(self, transformer: nn.Module) -> nn.Module:
         transformer.requires_grad_(False).eval()
         if self.gradient_checkpointing:
-            transformer.enable_gradient_checkpointing()  # type: ignore[operator]
+            transformer.enable_gradient_checkpointing(_recompute)  # type: ignore[operator]
         return transformer
 
     def _frozen_parts(self) -> list[nn.Module]:
@@ -195,7 +214,8 @@ class PipelineBackbone(Backbone):
     def _open(self, **given: Any) -> Any:
         """The pipeline, frozen; parts that are given, or that the options leave out, are not read."""
         given = dict.fromkeys(self.unused_encoders()) | given
-        pipeline = self.source.pipeline(self.pipeline_class, self.pretrained, self.dtype, given)
+        dtypes = {"default": self.dtype, "vae": self.vae_dtype}
+        pipeline = self.source.pipeline(self.pipeline_class, self.pretrained, dtypes, given)
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
@@ -208,7 +228,14 @@ class PipelineBackbone(Backbone):
     def _check_folder(self) -> None:
         self.source.check(self.pretrained, ["transformer", "vae", "scheduler", *self._used_encoders()])
 
-    def _outline(self) -> nn.Module:
+    def _outline(self, pretrained: str | None = None) -> nn.Module:
         """The transformer's shapes, which SD3's pipeline asks for when it encodes without T5."""
+        config = self.source.config(self.transformer_class, pretrained or self.pretrained, "transformer")
         with torch.device("meta"):
-            return self.transformer_class.from_config(self.read_config("transformer"))
+            return self.transformer_class.from_config(config)
+
+    def _transformer_without_weights(self, pretrained: str, given: dict[str, Any]) -> nn.Module:
+        """Where another process reads it. Files of the hub are fetched all the same, of which each is by one process of a machine
+        at a time (the hub's cache has locks, which know no time-out): nobody waits for a download in a collective."""
+        fetch(self.pipeline_class, pretrained, dict.fromkeys(self.unused_encoders()) | given)
+        return without_weights(self._outline(pretrained).to(self.dtype))

@@ -18,8 +18,11 @@ class Source(Protocol):
     def config(self, reader: Any, pretrained: str, part: str) -> dict[str, Any]:
         """A part's config; `reader` is the class of diffusers that it belongs to."""
 
-    def pipeline(self, pipeline_class: Any, pretrained: str, dtype: torch.dtype, given: dict[str, Any]) -> Any:
-        """A pipeline whose parts are the given ones (None is no part), and otherwise read, in `dtype`."""
+    def pipeline(
+        self, pipeline_class: Any, pretrained: str, dtypes: dict[str, torch.dtype], given: dict[str, Any]
+    ) -> Any:
+        """A pipeline whose parts are the given ones (None is no part), and otherwise read, each in its dtype of `dtypes`, or in
+        that of `default`."""
 
     def transformer(self, transformer_class: Any, pretrained: str, dtype: torch.dtype) -> nn.Module:
         """The transformer alone, in `dtype`."""
@@ -34,9 +37,11 @@ class Pretrained:
     def config(self, reader: Any, pretrained: str, part: str) -> dict[str, Any]:
         return read_config(reader, pretrained, part)
 
-    def pipeline(self, pipeline_class: Any, pretrained: str, dtype: torch.dtype, given: dict[str, Any]) -> Any:
+    def pipeline(
+        self, pipeline_class: Any, pretrained: str, dtypes: dict[str, torch.dtype], given: dict[str, Any]
+    ) -> Any:
         try:
-            return pipeline_class.from_pretrained(pretrained, dtype=dtype, **given)
+            return pipeline_class.from_pretrained(pretrained, dtype=dtypes, **given)
         except OSError as error:
             raise UserError(f"cannot load the base model {pretrained!r}: {first_line(error)}") from error
 

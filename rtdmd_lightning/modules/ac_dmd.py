@@ -35,11 +35,13 @@ from rtdmd_lightning.models.base import DTYPES, Backbone
 from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings
 from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.objectives import renoise_level
+from rtdmd_lightning.roles.compiling import Compile
 from rtdmd_lightning.roles.lora import LoraSettings
 from rtdmd_lightning.roles.roles import EMA, FAKE_SCORE, GENERATOR, TEACHER, Stacks
 from rtdmd_lightning.sampling.sampler import SamplerSettings
 from rtdmd_lightning.sampling.structures import Conditioning, ExecutedStep, Trajectory
 from rtdmd_lightning.utils.errors import UserError, require
+from rtdmd_lightning.utils.processes import synchronize
 from rtdmd_lightning.utils.randomness import SampleRandom, keyed_generator
 
 
@@ -76,6 +78,7 @@ class ACDMDModule(FewStepModule):
         generator_optimizer, fake_optimizer: one AdamW each.
         ema: how the generator's average follows it; by default one move per fake-score update (METHOD section 3.4).
         seed: of all noise and of every random choice (linked from `seed_everything`).
+        compile: `blocks` compiles the transformer's blocks (the first steps take minutes); null compiles nothing.
     """
 
     def __init__(
@@ -100,9 +103,12 @@ class ACDMDModule(FewStepModule):
         fake_optimizer: OptimizerSettings = OptimizerSettings(),
         ema: EMASettings = EMASettings(),
         seed: int = 0,
+        compile: Compile | None = None,
     ) -> None:
         optimizers = {GENERATOR: generator_optimizer, FAKE_SCORE: fake_optimizer}
-        super().__init__(backbone, batch_size, optimizers, sampler, lora, initial_adapter, ema, fake_update_ratio, seed)
+        super().__init__(
+            backbone, batch_size, optimizers, sampler, lora, initial_adapter, ema, fake_update_ratio, seed, compile
+        )
         require(fake_update_ratio >= 1, f"model.fake_update_ratio must be at least 1, not {fake_update_ratio}")
         self.fake_update_ratio, self.random_stop, self.reuse_rollouts = fake_update_ratio, random_stop, reuse_rollouts
         self.trajectory_dtype = DTYPES[trajectory_dtype]
@@ -141,6 +147,7 @@ class ACDMDModule(FewStepModule):
         if self.shares_trajectories:
             with self.timed("rollout"):
                 shared = self.roll_out_to(self.sampler.steps, conditioning, random)
+                synchronize(self.device)
 
         with self.timed("fake_updates"):
             for number, update in enumerate(fake_updates):

@@ -27,10 +27,12 @@ from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings
 from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.objectives import broadcast_sigma, clean_from_velocity, interpolate
 from rtdmd_lightning.rewards.mixture import RewardMixture
+from rtdmd_lightning.roles.compiling import Compile
 from rtdmd_lightning.roles.lora import LoraSettings
 from rtdmd_lightning.roles.roles import COLD_START, EMA, GENERATOR, Stacks
 from rtdmd_lightning.sampling.sampler import SamplerSettings
 from rtdmd_lightning.utils.errors import require
+from rtdmd_lightning.utils.transfer import send
 
 OLD = "old_policy"
 
@@ -55,6 +57,7 @@ class DiffusionNFTModule(FewStepModule):
         generator_optimizer: AdamW.
         ema: how the generator's average follows it; by default one move per epoch.
         seed: of all noise and of every random choice (linked from `seed_everything`).
+        compile: `blocks` compiles the transformer's blocks (the first steps take minutes); null compiles nothing.
     """
 
     def __init__(
@@ -76,13 +79,14 @@ class DiffusionNFTModule(FewStepModule):
         generator_optimizer: OptimizerSettings = OptimizerSettings(),
         ema: EMASettings = EMASettings(),
         seed: int = 0,
+        compile: Compile | None = None,
     ) -> None:
         check_groups(images_per_prompt, micro_batches)
         require(beta > 0, f"model.beta must be above 0, not {beta}")
         require(0 <= old_decay_max < 1, f"model.old_decay_max must lie in [0, 1), not {old_decay_max}")
         require(old_decay_rate >= 0, f"model.old_decay_rate must be at least 0, not {old_decay_rate}")
         optimizers = {GENERATOR: generator_optimizer}
-        super().__init__(backbone, batch_size, optimizers, sampler, lora, initial_adapter, ema, 1, seed)
+        super().__init__(backbone, batch_size, optimizers, sampler, lora, initial_adapter, ema, 1, seed, compile)
         self.rewards, self.cold_start = rewards, cold_start
         self.images_per_prompt, self.micro_batches, self.beta = images_per_prompt, micro_batches, beta
         self.old_decay_rate, self.old_decay_max = old_decay_rate, old_decay_max
@@ -108,8 +112,7 @@ class DiffusionNFTModule(FewStepModule):
         self.rewards.to(self.device)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        with self.timed("rollout"):
-            rollouts, rewards = self.explore(batch, self.global_step, chosen=())
+        rollouts, rewards = self.explore(batch, self.global_step, chosen=())
         self.log_dict({f"reward/{name}": values.mean() for name, values in rewards.items()})
         with self.timed("generator_update"):
             self.update_generator(rollouts)
@@ -128,13 +131,13 @@ class DiffusionNFTModule(FewStepModule):
         """At the level where a step begins, of a micro-batch, the mean over its samples."""
         batch, sigma = rollout.batch, self.sampler.sigmas[step]
         conditioning = self.embed(batch.prompts, self.device)
-        clean = rollout.states[-1].to(self.device).float()
+        clean = rollout.states_on(self.device, -1)[0]
         noise = self.random_of(batch).normal(f"forward noise {step}", clean.shape[1:])
         noised = interpolate(clean, noise, sigma=sigma)
         velocity = self.roles.velocity(GENERATOR, noised, sigma, conditioning)
         with torch.no_grad():
             old = self.roles.velocity(OLD, noised, sigma, conditioning)
-        goodness = (rollout.advantages.to(self.device) / (2 * self.policy.advantage_clip) + 0.5).clamp(0, 1)
+        goodness = (send([rollout.advantages], self.device)[0] / (2 * self.policy.advantage_clip) + 0.5).clamp(0, 1)
         terms = nft_terms(clean, noised, velocity, old, goodness, sigma=sigma, beta=self.beta)
         self.notes.terms(GENERATOR, terms, len(rollout), f"step_{step}")
         return self.policy.advantage_clip / self.beta * total(terms)

@@ -1,12 +1,14 @@
 """Rollouts of the generator with their rewards and advantages: what a reinforcement epoch learns from (METHOD section 4)."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from contextlib import AbstractContextManager
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
-from rtdmd_lightning.data.rollout import Rollout, Scores, collect, shared_noise, with_advantages
+from rtdmd_lightning.data.rollout import Rollout, collect, shared_noise, with_advantages
+from rtdmd_lightning.data.scoring import Scorer, Scores, Scoring
 from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.losses import PolicySettings
 from rtdmd_lightning.modules.training import FewStepModule
@@ -17,9 +19,13 @@ from rtdmd_lightning.roles.roles import GENERATOR
 LogProb = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Of step `number` from a state with a velocity to the next state, `[B]`."""
 
+Listener = Callable[[Sequence[Rollout], int, Sequence[int]], None]
+"""Is told of every epoch's rollouts, its number and its trained steps, before anything is updated."""
+
 
 class Explorer:
-    """Makes the rollouts of an epoch; a batch is scored while the next one is rolled out.
+    """Makes the rollouts of an epoch; a batch is scored while the next one is rolled out, the last ones for as long as the caller
+    does without their rewards.
 
     Args:
         module: whose roles act.
@@ -47,11 +53,32 @@ class Explorer:
 
         `chosen` are the steps whose log-probabilities are kept.
         """
+        with self.scoring() as scoring:
+            return self.with_advantages(self.roll_out(batch, epoch, chosen, scoring), scoring)
+
+    def scoring(self) -> AbstractContextManager[Scoring]:
+        """For `roll_out` and `with_advantages`, both in its body."""
+        return self._scorer.open()
+
+    @cached_property
+    def _scorer(self) -> Scorer:
+        return Scorer(self.score, self.module.device)
+
+    def roll_out(self, batch: PromptBatch, epoch: int, chosen: Sequence[int], scoring: Scoring) -> list[Rollout]:
+        """As `__call__`, their advantages still zeros, some of the images still to be scored."""
         local = len(batch.prompts) // self.module.batches_per_step
         batches = [batch[start : start + local] for start in range(0, len(batch.prompts), local)]
-        rollouts = collect(batches, partial(self.sample, epoch=epoch, chosen=chosen), self.score)
+        with self.module.timed("rollout"):
+            return collect(batches, partial(self.sample, epoch=epoch, chosen=chosen), scoring)
+
+    def with_advantages(self, rollouts: Sequence[Rollout], scoring: Scoring) -> tuple[list[Rollout], Scores]:
+        """Wait for the scores: the rollouts, shuffled or not, with advantages, and the rewards, as `__call__` gives them."""
+        with self.module.timed("scoring"):
+            indices, scores = scoring.results()
         return with_advantages(
             rollouts,
+            indices,
+            scores,
             self.rewards.weights,
             images_per_prompt=self.module.images_per_prompt,
             global_std=self.settings.global_std,

@@ -13,13 +13,16 @@ from torch import Tensor
 from rtdmd_lightning.data.rollout import Rollout
 from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.losses import PolicyLoss, PolicySettings, total
+from rtdmd_lightning.losses.settings import OldLogProb, RatioCheck
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.modules.cold_start import FROM_BASE, check_groups, cold_start_files
 from rtdmd_lightning.modules.explorer import Explorer
 from rtdmd_lightning.modules.notes import Notes
 from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings
+from rtdmd_lightning.modules.ratio import FirstRatio
 from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.rewards.mixture import RewardMixture
+from rtdmd_lightning.roles.compiling import Compile
 from rtdmd_lightning.roles.lora import LoraSettings
 from rtdmd_lightning.roles.roles import COLD_START, EMA, GENERATOR, Stacks
 from rtdmd_lightning.sampling.sampler import SamplerName, SamplerSettings
@@ -43,12 +46,14 @@ class FlowGRPOModule(FewStepModule):
         advantage_clip: advantages beyond are cut.
         global_std: divide a reward by its std over the epoch; without it, over the prompt group.
         kl_weight: pull of each step towards the generator that it starts from; 0 saves its passes.
+        old_log_prob, ratio_check: see `PolicySettings`.
         sampler: the few-step sampler's steps and stochasticity.
         lora: shape of the fresh adapter.
         initial_adapter: what the fresh adapter starts from, of `lora`'s rank and alpha.
         generator_optimizer: AdamW.
         ema: how the generator's average follows it; by default one move per epoch.
         seed: of all noise and of every random choice (linked from `seed_everything`).
+        compile: `blocks` compiles the transformer's blocks (the first steps take minutes); null compiles nothing.
     """
 
     def __init__(
@@ -65,18 +70,23 @@ class FlowGRPOModule(FewStepModule):
         advantage_clip: float = 5.0,
         global_std: bool = True,
         kl_weight: float = 0.0,
+        old_log_prob: OldLogProb = "auto",
+        ratio_check: RatioCheck = "stop",
         sampler: SamplerSettings = SamplerSettings(),
         lora: LoraSettings = LoraSettings(),
         initial_adapter: str | None = None,
         generator_optimizer: OptimizerSettings = OptimizerSettings(),
         ema: EMASettings = EMASettings(),
         seed: int = 0,
+        compile: Compile | None = None,
     ) -> None:
         check_groups(images_per_prompt, micro_batches)
         require(inner_updates >= 1, f"model.inner_updates must be at least 1, not {inner_updates}")
         require(sampler.eta > 0, "with model.sampler.eta 0 no step is stochastic, and Flow-GRPO has nothing to train")
         optimizers = {GENERATOR: generator_optimizer}
-        super().__init__(backbone, batch_size, optimizers, sampler, lora, initial_adapter, ema, 1, seed, sampler_name)
+        super().__init__(
+            backbone, batch_size, optimizers, sampler, lora, initial_adapter, ema, 1, seed, compile, sampler_name
+        )
         self.rewards, self.cold_start = rewards, cold_start
         self.images_per_prompt, self.micro_batches, self.inner_updates = images_per_prompt, micro_batches, inner_updates
         self.policy = PolicySettings(
@@ -85,8 +95,10 @@ class FlowGRPOModule(FewStepModule):
             advantage_clip=advantage_clip,
             global_std=global_std,
             kl_weight=kl_weight,
+            old_log_prob=old_log_prob,
+            ratio_check=ratio_check,
         )
-        self.notes = Notes()
+        self.notes, self.check_ratio = Notes(), FirstRatio(self.policy)
 
     @property
     def batches_per_step(self) -> int:
@@ -100,7 +112,7 @@ class FlowGRPOModule(FewStepModule):
         return {GENERATOR: (COLD_START, GENERATOR), EMA: (COLD_START, EMA), COLD_START: (COLD_START,)}
 
     def build_losses(self) -> None:
-        self.policy_loss = PolicyLoss(self.roles, self.sampler, self.policy)
+        self.policy_loss = PolicyLoss(self.roles, self.sampler, self.policy, self.is_compiled)
         self.explore = Explorer(self, self.rewards, self.policy, self.policy_loss.log_prob)
 
     def on_fit_start(self) -> None:
@@ -108,8 +120,7 @@ class FlowGRPOModule(FewStepModule):
         self.rewards.to(self.device)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        with self.timed("rollout"):
-            rollouts, rewards = self.explore(batch, self.global_step, self.trained_steps)
+        rollouts, rewards = self.explore(batch, self.global_step, self.trained_steps)
         self.log_dict({f"reward/{name}": values.mean() for name, values in rewards.items()})
         for number in range(self.inner_updates):
             with self.timed("generator_update"):
@@ -127,6 +138,7 @@ class FlowGRPOModule(FewStepModule):
         steps = self.trained_steps
         losses = [partial(self.loss_of, rollout, step) for rollout in rollouts for step in steps]
         loss = self.optimize.accumulate(GENERATOR, losses, 1 / len(losses))
+        self.check_ratio(self.notes, self.gather)
         norm = self.optimize.step(GENERATOR, counts=counts)
         self.log_dict({"generator/loss": loss, "generator/grad_norm": norm})
 
@@ -134,5 +146,5 @@ class FlowGRPOModule(FewStepModule):
         """Of one step of a micro-batch, the mean over its samples."""
         terms = self.policy_loss(rollout, step, self.embed(rollout.batch.prompts, self.device))
         self.notes.terms(GENERATOR, terms, len(rollout), f"step_{step}")
-        self.notes.ratios(self.policy_loss.ratios, self.policy.clip_range)
+        self.notes.ratios(self.policy_loss)
         return total(terms)

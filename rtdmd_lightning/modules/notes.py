@@ -1,11 +1,16 @@
 """Numbers that are noted sample by sample during a training step, and logged once at its end, of all processes together."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from rtdmd_lightning.losses.policy import PolicyLoss
 from rtdmd_lightning.losses.terms import Terms
+
+RATIO_DEVIATION = "policy/ratio_deviation"
+"""How far a probability ratio is from 1, the largest."""
 
 
 class Notes:
@@ -29,26 +34,50 @@ class Notes:
             self.mean(f"{role}/{name}_{part}" if part else f"{role}/{name}", term.value.detach().expand(count))
             self.mean(f"weight/{role}/{name}", term.value.new_full((1,), term.weight))
 
-    def ratios(self, deviations: Tensor, clip_range: float) -> None:
-        """Note how far probability ratios are from 1, `[B]`: the largest of all, and how many of them are clipped."""
-        self.largest("policy/ratio_deviation", deviations)
-        self.mean("policy/clipped", (deviations > clip_range).float())
+    def ratios(self, loss: PolicyLoss) -> None:
+        """Note how far the probability ratios of its last call are from 1: the largest of all, and how many are clipped."""
+        self.largest(RATIO_DEVIATION, loss.ratios)
+        self.mean("policy/clipped", (loss.ratios > loss.settings.clip_range).float())
+        if loss.from_update:
+            self.largest("policy/rollout_deviation", loss.rollout_ratios)
+
+    def largest_of(self, name: str, gather: Callable[[Tensor], Tensor]) -> float | None:
+        """The largest that is noted of a name by now, over all processes; None where nothing is."""
+        if name not in self._largest:
+            return None
+        largest = float(gather(_largest(self._largest[name])[None]).max())
+        return None if largest == -math.inf else largest
 
     def summary(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """The numbers by name, over all processes; what was noted is forgotten. Names without any sample are left out.
+        """The numbers by name, on the CPU, over all processes; what was noted is forgotten. Names without a sample are left out.
 
-        `gather` brings a `[N]` tensor of every process together as `[processes * N]`.
+        `gather` brings a `[N]` tensor of every process together as `[processes * N]`. All numbers travel together, and are read
+        from the device once.
         """
-        found = {}
-        for name, noted in self._mean.items():
-            values = torch.cat(noted)
-            counts = gather(torch.tensor([len(values)], device=values.device))
-            if counts.sum() > 0:
-                found[name] = gather(values.sum()[None]).sum() / counts.sum()
-        for name, noted in self._largest.items():
-            values = torch.cat(noted)
-            largest = gather(torch.cat([values, values.new_full((1,), -torch.inf)]).max()[None]).max()
-            if largest > -torch.inf:
-                found[name] = largest
+        means, largest = list(self._mean), list(self._largest)
+        if not means and not largest:
+            return {}
+        sums = [torch.cat(noted).sum() for noted in self._mean.values()]
+        counts = [float(sum(map(len, noted))) for noted in self._mean.values()]
+        peaks = [_largest(noted) for noted in self._largest.values()]
+        numbers = torch.stack([*sums, *peaks])
+        everyones = gather(torch.cat([numbers, *(numbers.new_full((1,), count) for count in counts)])).cpu()
+        of_sums, of_peaks, of_counts = everyones.view(-1, len(numbers) + len(counts)).split(
+            [len(sums), len(peaks), len(counts)], dim=1
+        )
         self._mean, self._largest = {}, {}
-        return found
+        total = of_counts.sum(dim=0)
+        found = {
+            name: value / count
+            for name, value, count in zip(means, of_sums.sum(dim=0), total, strict=True)
+            if count > 0
+        }
+        return found | {
+            name: value for name, value in zip(largest, of_peaks.amax(dim=0), strict=True) if value > -math.inf
+        }
+
+
+def _largest(noted: list[Tensor]) -> Tensor:
+    """A scalar; minus infinity of no sample."""
+    values = torch.cat(noted)
+    return torch.cat([values, values.new_full((1,), -math.inf)]).max()

@@ -90,8 +90,11 @@ class RoleOptimizers:
 
     def __init__(self, module: "FewStepModule", settings: Mapping[str, OptimizerSettings]) -> None:
         self.module, self.settings = module, dict(settings)
+        self._losses: dict[str, Tensor] = {}  # of the gradients that wait for a step, the sum by role
 
     def make(self) -> list[torch.optim.Optimizer]:
+        """In one kernel for all parameters where they lie on an accelerator."""
+        fused = self.module.device.type != "cpu"
         return [
             torch.optim.AdamW(
                 self.module.roles.parameters_of(role),
@@ -99,6 +102,7 @@ class RoleOptimizers:
                 betas=settings.betas,
                 weight_decay=settings.weight_decay,
                 eps=settings.eps,
+                fused=fused,
             )
             for role, settings in self.settings.items()
         ]
@@ -109,12 +113,13 @@ class RoleOptimizers:
         return self.step(role)
 
     def backward(self, role: str, loss: Tensor) -> None:
-        """Back-propagate in the role that made the loss, see `Roles.role`."""
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the {role} loss is {loss.item()} at step {self.module.global_step}; nothing was updated"
-            )
-        with self.module.roles.role(role):
+        """Back-propagate in the role that made the loss, see `Roles.role`.
+
+        Outside of the precision plugin's autocast: an operation's gradient has the precision of its forward pass (what is
+        computed again by gradient checkpointing has its own autocast restored), and a float32 reward's stays float32.
+        """
+        self._losses[role] = self._losses.get(role, 0) + loss.detach()
+        with self.module.roles.role(role), torch.autocast(loss.device.type, enabled=False):
             self.module.manual_backward(loss)
 
     def accumulate(self, role: str, losses: Sequence[Callable[[], Tensor]], scale: float) -> Tensor:
@@ -140,11 +145,11 @@ class RoleOptimizers:
         A generator's step that `counts` moves `trainer.global_step` on: one of each training step must.
         """
         settings, parameters = self.settings[role], self.module.roles.parameters_of(role)
-        norm = clip(parameters, settings.max_grad_norm)
-        if not torch.isfinite(norm):  # a finite loss may have such a gradient
-            raise FloatingPointError(
-                f"the norm of the {role} gradient is {norm.item()} at step {self.module.global_step}; nothing was updated"
-            )
+        norm = gradient_norm(parameters)
+        self.check_finite(
+            role, self._losses.pop(role, torch.zeros_like(norm)), norm
+        )  # an epoch may have nothing to learn from
+        torch.nn.utils.clip_grads_with_norm_(parameters, settings.max_grad_norm, norm)
         # Lightning counts the steps of the optimizers it wraps: the generator's alone.
         optimizers = self.module.optimizers(use_pl_optimizer=role == GENERATOR and counts)
         of_roles = optimizers if isinstance(optimizers, list) else [optimizers]
@@ -155,12 +160,18 @@ class RoleOptimizers:
         optimizer.zero_grad()
         return norm
 
+    def check_finite(self, role: str, loss: Tensor, norm: Tensor) -> None:
+        """Raises FloatingPointError unless loss and gradient norm both are finite: a finite loss may have a gradient that is not.
 
-def clip(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale the gradients down to a norm of at most `max_norm`; returns their norm before. One that is no finite number
-    leaves them as they are: clipping would spread it."""
+        The one moment of an update at which the host waits for the device.
+        """
+        if torch.isfinite(torch.stack([loss, norm.to(loss)])).all():
+            return
+        what, value = (f"the {role} loss", loss) if not loss.isfinite() else (f"the norm of the {role} gradient", norm)
+        raise FloatingPointError(f"{what} is {value.item()} at step {self.module.global_step}; nothing was updated")
+
+
+def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Of all that have a gradient; where it is sharded, over all ranks."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    if torch.isfinite(norm):
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-    return norm
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -6,10 +6,11 @@ What concerns one option alone is refused where the option is read: in the setti
 from pathlib import Path
 
 from lightning import Trainer
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
 from rtdmd_lightning.data.stream import samples_per_process
 from rtdmd_lightning.modules.origin import ORIGIN_KEY, check_origin
+from rtdmd_lightning.modules.strategies import FSDP2
 from rtdmd_lightning.modules.training import SHARDED_KEY, FewStepModule
 from rtdmd_lightning.utils.checkpointing import CHECKPOINTS, LAST, read_checkpoint
 from rtdmd_lightning.utils.errors import UserError, require
@@ -52,21 +53,26 @@ def check_trainer(trainer: Trainer, precision: str | int | None) -> None:
         f"trainer.precision {precision or trainer.precision} is not supported: adapters stay in float32, and two optimizers "
         "share no gradient scaler; give bf16-mixed (or 32-true), and the frozen base's dtype as model.backbone.dtype",
     )
-    require(
-        trainer.world_size == 1 or _suits_several(trainer.strategy, trainer.world_size),
-        f"trainer.strategy does not suit {trainer.world_size} processes: give --trainer.strategy=ddp_find_unused_parameters_true "
-        f"or lightning.pytorch.strategies.ModelParallelStrategy, with --trainer.strategy.data_parallel_size={trainer.world_size} "
-        "--trainer.strategy.tensor_parallel_size=1",
-    )
+    check_strategy(trainer)
 
 
-def _suits_several(strategy: Strategy, processes: int) -> bool:
-    """DDP must know that adapters take turns; FSDP2's own default is tensor parallelism, without which no data is shared."""
-    if isinstance(strategy, DDPStrategy):
-        return strategy._ddp_kwargs.get("find_unused_parameters", False)
-    if isinstance(strategy, ModelParallelStrategy):
-        return (strategy._data_parallel_size, strategy._tensor_parallel_size) == (processes, 1)
-    return isinstance(strategy, SingleDeviceStrategy)
+def check_strategy(trainer: Trainer) -> None:
+    """DDP must know that adapters take turns; FSDP2's sizes must be those of the run; nothing here is tensor-parallel."""
+    strategy, processes = trainer.strategy, trainer.world_size
+    if isinstance(strategy, FSDP2):
+        strategy.check_sizes(processes)
+    elif isinstance(strategy, ModelParallelStrategy):
+        raise UserError(
+            "trainer.strategy ModelParallelStrategy is Lightning's for tensor parallelism (tensor_parallel_size), which no "
+            "model here has; for FSDP2 put --config configs/parts/fsdp2.yaml after the config"
+        )
+    else:
+        several = isinstance(strategy, DDPStrategy) and strategy._ddp_kwargs.get("find_unused_parameters", False)
+        require(
+            processes == 1 or several or isinstance(strategy, SingleDeviceStrategy),
+            f"trainer.strategy does not suit {processes} processes: give --trainer.strategy=ddp_find_unused_parameters_true, or "
+            "put --config configs/parts/fsdp2.yaml after the config",
+        )
 
 
 def check_unused(folder: Path) -> None:
@@ -88,8 +94,8 @@ def check_resumable(checkpoint: Path, trainer: Trainer, module: FewStepModule) -
         raise UserError(f"ckpt_path {checkpoint} does not exist")
     found = read_checkpoint(checkpoint)
     check_origin(checkpoint, found.get(ORIGIN_KEY), module.origin())
-    if isinstance(trainer.strategy, ModelParallelStrategy) and not found[SHARDED_KEY]:
+    if isinstance(trainer.strategy, FSDP2) and not found[SHARDED_KEY]:
         raise UserError(
-            f"{checkpoint} was saved without FSDP2 and cannot be resumed under ModelParallelStrategy (the fake score's "
+            f"{checkpoint} was saved without FSDP2 and cannot be resumed under it (the fake score's "
             "optimizer state would be lost); resume it with the strategy that it was saved with"
         )

@@ -37,20 +37,19 @@ from rtdmd_lightning.losses import (
 )  # fmt: skip
 from rtdmd_lightning.models.base import DTYPES, Backbone
 from rtdmd_lightning.modules.cold_start import FROM_BASE, check_reinforcement, cold_start_files
-from rtdmd_lightning.modules.explorer import Explorer
+from rtdmd_lightning.modules.explorer import Explorer, Listener
 from rtdmd_lightning.modules.notes import Notes
 from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings
-from rtdmd_lightning.modules.training import FewStepModule
+from rtdmd_lightning.modules.ratio import FirstRatio
+from rtdmd_lightning.modules.training import FewStepModule, on_host
 from rtdmd_lightning.objectives import clean_from_velocity
 from rtdmd_lightning.rewards.mixture import RewardMixture
+from rtdmd_lightning.roles.compiling import Compile
 from rtdmd_lightning.roles.lora import LoraSettings
 from rtdmd_lightning.roles.roles import COLD_START, COLD_START_FAKE, EMA, FAKE_SCORE, GENERATOR, TEACHER, Stacks
 from rtdmd_lightning.sampling.sampler import SamplerSettings
 from rtdmd_lightning.sampling.structures import ExecutedStep
 from rtdmd_lightning.utils.randomness import keyed_generator
-
-Listener = Callable[[Sequence[Rollout], int, Sequence[int]], None]
-"""Is told of every epoch's rollouts, its number and its trained steps, before anything is updated."""
 
 
 class RTDMDModule(FewStepModule):
@@ -69,16 +68,15 @@ class RTDMDModule(FewStepModule):
         policy: SubGRPO.
         final_step: reward back-propagation and AC-DMD at the last step.
         trajectory_dtype: how states are stored between rollout and update; they are rounded as they are made, so nothing is lost.
-        shuffle: train on micro-batches that mix the samples of all rollout batches, as the authors do. Without it the update
-            computes what the rollout computed: the ratio starts at exactly 1, from which the clip range allows 1e-5.
+        shuffle: train on micro-batches that mix the samples of all rollout batches, as the authors do. Rounding may then move the
+            first ratio by more than the clip range: `policy.ratio_check` tells, and `policy.old_log_prob: update` prevents it.
         sub_interval, consistency, fake_target, fake_weight, renoise, normalizer: AC-DMD's, see `MatchingSettings`.
-        sampler: the student's few-step sampler.
-        lora: shape of the fresh adapters.
-        initial_adapter: what the fresh adapter of the generator starts from: a file or folder in any format that `roles.read`
-            knows, of `lora`'s rank and alpha.
+        sampler, lora: the student's few-step sampler; the shape of the fresh adapters.
+        initial_adapter: a file or folder that the generator's fresh adapter starts from, of `lora`'s rank and alpha.
         generator_optimizer, fake_optimizer: one AdamW each.
         ema: how the generator's average follows it; by default one move per micro-batch (METHOD section 4, item 6).
         seed: of all noise and of every random choice (linked from `seed_everything`).
+        compile: `blocks` compiles the transformer's blocks (the first steps take minutes); null compiles nothing.
     """
 
     def __init__(
@@ -108,11 +106,14 @@ class RTDMDModule(FewStepModule):
         fake_optimizer: OptimizerSettings = OptimizerSettings(),
         ema: EMASettings = EMASettings(),
         seed: int = 0,
+        compile: Compile | None = None,
     ) -> None:
         check_reinforcement(policy, final_step, sampler, rewards, images_per_prompt, micro_batches)
         needs_fake = final_step.matching_weight > 0
         optimizers = {GENERATOR: generator_optimizer} | ({FAKE_SCORE: fake_optimizer} if needs_fake else {})
-        super().__init__(backbone, batch_size, optimizers, sampler, lora, initial_adapter, ema, micro_batches, seed)
+        super().__init__(
+            backbone, batch_size, optimizers, sampler, lora, initial_adapter, ema, micro_batches, seed, compile
+        )
         self.rewards, self.policy, self.final_step = rewards, policy, final_step
         self.cold_start, self.cold_start_fake = cold_start, cold_start_fake
         self.images_per_prompt, self.micro_batches, self.shuffle = images_per_prompt, micro_batches, shuffle
@@ -120,7 +121,7 @@ class RTDMDModule(FewStepModule):
         self.matching = MatchingSettings(
             guidance_scale, sub_interval, consistency, fake_target, fake_weight, renoise, normalizer
         )
-        self.notes = Notes()
+        self.notes, self.check_ratio = Notes(), FirstRatio(policy)
         self.listeners: list[Listener] = []
 
     @property
@@ -140,7 +141,7 @@ class RTDMDModule(FewStepModule):
         return stacks | {FAKE_SCORE: (*beneath, FAKE_SCORE), TEACHER: ()}
 
     def build_losses(self) -> None:
-        self.policy_loss = PolicyLoss(self.roles, self.sampler, self.policy)
+        self.policy_loss = PolicyLoss(self.roles, self.sampler, self.policy, self.is_compiled)
         self.explore = Explorer(self, self.rewards, self.policy, self.policy_loss.log_prob, self.trajectory_dtype)
         self.reward_backprop = RewardBackprop(self.backbone, self.rewards, self.final_step)
         if FAKE_SCORE in self.optimize.settings:
@@ -152,21 +153,21 @@ class RTDMDModule(FewStepModule):
         super().on_fit_start()
         self.rewards.to(self.device)
 
-    # The epoch ----------------------------------------------------------------------------------------------------------
-
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         epoch = self.global_step
         chosen = self.policy.choose(self.seed, epoch, self.sampler.steps)
-        with self.timed("rollout"):
-            rollouts, rewards = self.explore(batch, epoch, chosen)
+        with self.explore.scoring() as scoring:
+            rollouts = self.explore.roll_out(batch, epoch, chosen, scoring)
+            if self.shuffle:
+                rollouts = shuffled(rollouts, keyed_generator(self.seed, epoch, f"shuffle {self.global_rank}"))
+            if not self.listeners:
+                self.update_fake_score(rollouts)  # needs no reward: the last images are scored meanwhile
+            rollouts, rewards = self.explore.with_advantages(rollouts, scoring)
         self.log_dict({f"reward/{name}": values.mean() for name, values in rewards.items()})
-        if self.shuffle:
-            rollouts = shuffled(rollouts, keyed_generator(self.seed, epoch, f"shuffle {self.global_rank}"))
         for hear in self.listeners:
             hear(rollouts, epoch, chosen)
-        if FAKE_SCORE in self.optimize.settings:
-            with self.timed("fake_update"):
-                self.update_fake_score(rollouts)
+        if self.listeners:
+            self.update_fake_score(rollouts)
         self.move_average(self.ema_moves - 1)
         with self.timed("generator_update"):
             self.update_generator(rollouts, epoch, chosen)
@@ -174,10 +175,13 @@ class RTDMDModule(FewStepModule):
         self.log_dict(self.notes.summary(self.gather))
 
     def update_fake_score(self, rollouts: Sequence[Rollout]) -> None:
-        """One optimizer step on the fake score's loss at the last step (s = 0), the mean over all samples of the epoch."""
-        losses = [partial(self.fake_loss, rollout) for rollout in rollouts]
-        loss = self.optimize.accumulate(FAKE_SCORE, losses, 1 / len(rollouts))
-        self.log_dict({"fake_score/loss": loss, "fake_score/grad_norm": self.optimize.step(FAKE_SCORE)})
+        """One optimizer step, where there is a fake score, on its loss at the last step (s = 0), the mean over the epoch."""
+        if FAKE_SCORE not in self.optimize.settings:
+            return
+        with self.timed("fake_update"):
+            losses = [partial(self.fake_loss, rollout) for rollout in rollouts]
+            loss = self.optimize.accumulate(FAKE_SCORE, losses, 1 / len(rollouts))
+            self.log_dict({"fake_score/loss": loss, "fake_score/grad_norm": self.optimize.step(FAKE_SCORE)})
 
     def fake_loss(self, rollout: Rollout) -> Tensor:
         """Of one micro-batch, the mean."""
@@ -188,17 +192,15 @@ class RTDMDModule(FewStepModule):
         self.notes.terms(FAKE_SCORE, terms, len(rollout))
         return total(terms)
 
-    # The generator ------------------------------------------------------------------------------------------------------
-
     def update_generator(self, rollouts: Sequence[Rollout], epoch: int, chosen: Sequence[int]) -> None:
         """One optimizer step on the mean of all terms over the epoch's kept samples and its trained steps."""
         kept = [self.kept_rows(rollout) for rollout in rollouts]
-        counts = torch.tensor([len(rows) for rows in kept])
-        kept_everywhere = self.gather(counts).view(-1, len(rollouts)).sum(dim=0).tolist()
+        counts = self.gather(torch.tensor([len(rows) for rows in kept]))
+        kept_everywhere = counts.view(-1, len(rollouts)).sum(dim=0).tolist()
         total_kept = sum(kept_everywhere)
-        self.log("policy/kept_samples", float(total_kept))
-        pairs = zip(rollouts, kept, kept_everywhere, strict=True)
-        remaining = [(rollout, rows) for rollout, rows, count in pairs if count]
+        self.log("policy/kept_samples", on_host(total_kept))
+        everything = zip(rollouts, kept, kept_everywhere, strict=True)
+        remaining = [(rollout, rows) for rollout, rows, count in everything if count]
         losses: list[Callable[[], Tensor]] = [
             partial(self.stochastic_loss, rollout, step) for rollout, _ in remaining for step in chosen
         ]
@@ -207,6 +209,7 @@ class RTDMDModule(FewStepModule):
             losses += [partial(self.final_loss, rollout, rows, guidance_scale) for rollout, rows in remaining]
         scale = self.trainer.world_size / (max(total_kept, 1) * (len(chosen) + self.final_step.is_trained))
         loss = self.optimize.accumulate(GENERATOR, losses, scale)
+        self.check_ratio(self.notes, self.gather)
         self.log_dict({"generator/loss": loss, "generator/grad_norm": self.optimize.step(GENERATOR)})
 
     def kept_rows(self, rollout: Rollout) -> list[int]:
@@ -217,7 +220,7 @@ class RTDMDModule(FewStepModule):
         """The policy's terms at one stochastic step, the sum over the micro-batch."""
         terms = self.policy_loss(rollout, step, self.embed(rollout.batch.prompts, self.device))
         self.notes.terms(GENERATOR, terms, len(rollout), f"step_{step}")
-        self.notes.ratios(self.policy_loss.ratios, self.policy.clip_range)
+        self.notes.ratios(self.policy_loss)
         return len(rollout) * total(terms)
 
     def final_loss(self, rollout: Rollout, rows: list[int], guidance_scale: float) -> Tensor:
@@ -227,14 +230,10 @@ class RTDMDModule(FewStepModule):
         return len(rows) * total(terms)
 
     def final_terms(self, rollout: Rollout, rows: list[int], guidance_scale: float) -> Terms:
-        """AC-DMD and reward back-propagation, those that have a weight: means over some rows of the micro-batch.
-
-        A process without any computes along on one: sharded forward passes need every rank.
-        """
-        drawn = rows or [0]
-        batch = rollout.batch.at(drawn)
+        """Those that have a weight, means over some rows. A process without any computes along: FSDP2 needs every rank."""
+        part = rollout.at(rows or [0])
+        batch, state = part.batch, part.states_on(self.device, -2)[0]
         conditioning = self.embed(batch.prompts, self.device)
-        state = rollout.states[-2][drawn].to(self.device).float()
         sigma = self.sampler.sigmas[-2]
         velocity = self.roles.velocity(GENERATOR, state, sigma, conditioning)
         sample = clean_from_velocity(state, velocity, sigma=sigma)

@@ -14,7 +14,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from rtdmd_lightning.data.embeddings import PromptEmbedder
@@ -23,18 +22,24 @@ from rtdmd_lightning.losses.terms import Terms
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings, RoleOptimizers
 from rtdmd_lightning.modules.origin import ORIGIN_KEY, Origin, origin
+from rtdmd_lightning.modules.strategies import FSDP2
 from rtdmd_lightning.roles import check_settings, read
 from rtdmd_lightning.roles.adapter import SCALE_KEY
+from rtdmd_lightning.roles.compiling import Compile, compile_blocks
 from rtdmd_lightning.roles.drawing import draw, roll_out
 from rtdmd_lightning.roles.lora import LoraSettings
 from rtdmd_lightning.roles.roles import EMA, TEACHER, Roles, Stacks
 from rtdmd_lightning.sampling.sampler import SAMPLERS, Sampler, SamplerName, SamplerSettings, StepNoise
 from rtdmd_lightning.sampling.structures import Conditioning, Trajectory
 from rtdmd_lightning.utils.errors import UserError, require
-from rtdmd_lightning.utils.processes import synchronize
 from rtdmd_lightning.utils.randomness import SampleRandom
 
 SHARDED_KEY = "saved_under_fsdp2"
+
+
+def on_host(number: float) -> Tensor:
+    """What a number is logged as: Lightning would copy the number to the device, which waits for all that is under way there."""
+    return torch.tensor(float(number))
 
 
 class FewStepModule(L.LightningModule, ABC):
@@ -52,10 +57,13 @@ class FewStepModule(L.LightningModule, ABC):
         ema: how the generator's average follows it.
         ema_moves: how many moves of the average a training step has where `ema.moves` does not say.
         seed: of all noise and of every random choice.
+        compile: `blocks` compiles the transformer's blocks; see `roles/compiling.py`.
     """
 
     images_per_prompt: int = 1
     """How many consecutive samples share a prompt."""
+
+    """Whether the transformer's blocks are compiled: their kernels then differ between passes with and without gradient."""
 
     def __init__(
         self,
@@ -68,6 +76,7 @@ class FewStepModule(L.LightningModule, ABC):
         ema: EMASettings,
         ema_moves: int,
         seed: int,
+        compile: Compile | None,
         sampler_name: SamplerName = "cps",
     ) -> None:
         super().__init__()
@@ -77,6 +86,7 @@ class FewStepModule(L.LightningModule, ABC):
         self.backbone, self.batch_size, self.seed = backbone, batch_size, seed
         self.optimize = RoleOptimizers(self, optimizers)
         self.sampler_settings, self.sampler_name = sampler, sampler_name
+        self.is_compiled = compile == "blocks"
         self.lora, self.initial_adapter = lora, initial_adapter
         self.ema, self.ema_moves = ema, ema.moves or ema_moves
         self.roles: Roles
@@ -116,10 +126,20 @@ class FewStepModule(L.LightningModule, ABC):
         initial = read(self.initial_adapter) if self.initial_adapter else None
         if initial is not None:
             check_settings(initial, self.lora)  # a wrong file is told in a second
-        mesh = self.device_mesh["data_parallel"] if self.is_sharded and self.device_mesh is not None else None
+        strategy = None if self._trainer is None else self._trainer.strategy
         self.roles = Roles(
-            self.backbone, self.stacks(), tuple(self.optimize.settings), self.lora, frozen, initial, mesh
+            self.backbone,
+            self.stacks(),
+            tuple(self.optimize.settings),
+            self.lora,
+            frozen,
+            initial,
+            device=torch.device("cpu") if strategy is None else strategy.root_device,
+            sharding=strategy.sharding() if isinstance(strategy, FSDP2) else None,
         )
+        if self.is_compiled:
+            for base in self.roles.bases:
+                compile_blocks(base, self.backbone.block_classes, len(self.roles.stacks))
         self._origin = self.origin()  # as it is now: the cold start's files may change meanwhile
         self.embed = PromptEmbedder(self.backbone)
         sigmas = self.backbone.sigmas(self.sampler_settings.steps)
@@ -145,7 +165,7 @@ class FewStepModule(L.LightningModule, ABC):
     @property
     def is_sharded(self) -> bool:
         """Does FSDP2 hold the bases in parts?"""
-        return self._trainer is not None and isinstance(self._trainer.strategy, ModelParallelStrategy)
+        return self._trainer is not None and isinstance(self._trainer.strategy, FSDP2)
 
     # Sampling -----------------------------------------------------------------------------------------------------------
 
@@ -185,7 +205,7 @@ class FewStepModule(L.LightningModule, ABC):
         """Each term by its name, unweighted, and its weight; `part` is the segment or step that it is of."""
         suffix = f"_{part}" if part else ""
         self.log_dict({f"{role}/{name}{suffix}": term.value.detach() for name, term in terms.items()})
-        self.log_dict({f"weight/{role}/{name}": term.weight for name, term in terms.items()})
+        self.log_dict({f"weight/{role}/{name}": on_host(term.weight) for name, term in terms.items()})
 
     def gather(self, values: Tensor) -> Tensor:
         """`[N]` of every process as `[processes * N]`."""
@@ -195,11 +215,13 @@ class FewStepModule(L.LightningModule, ABC):
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Log the seconds that the body takes as `time/NAME`."""
+        """Log the seconds that the body takes as `time/NAME`.
+
+        An accelerator is not waited for here: an update does so itself, before its optimizer's step, which is of the next body.
+        """
         start = time.perf_counter()
         yield
-        synchronize(self.device)
-        self.log(f"time/{name}", time.perf_counter() - start)
+        self.log(f"time/{name}", on_host(time.perf_counter() - start))
 
     # Saving -------------------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
-"""Networks of few blocks: a run is traced with one block of each kind, and for each kind once more with two of it.
+"""Networks of few blocks: a run is traced with two blocks of each kind, and for each kind once more with three of it.
 
-Every further block of a kind adds what its second one did, so the bytes of all of them follow: those of weights exactly, those of
-activations as far as the highest moment is the same one.
+Every further block of a kind adds what its third one did, so the bytes of all of them follow: those of weights exactly, those of
+activations as far as the highest moment is the same one. (Not from one block and two: the moment at which one block is computed
+again while another one's gradients are there comes with the second.)
 """
 
 from collections import Counter
@@ -14,6 +15,7 @@ from torch.utils._pytree import tree_map
 Kind = tuple[tuple[str, tuple[int, ...]], ...]
 """What blocks have in common: the names and shapes of their parameters."""
 
+FEW = 2
 Bytes = TypeVar("Bytes")
 
 
@@ -23,9 +25,9 @@ def kinds(network: nn.Module, classes: tuple[type[nn.Module], ...]) -> Counter[K
 
 
 def few(counts: Counter[Kind]) -> list[Counter[Kind]]:
-    """One block of each kind; then, for each kind that has more, the same with two of it."""
-    least = Counter(dict.fromkeys(counts, 1))
-    return [least, *(least + Counter([kind]) for kind, count in counts.items() if count > 1)]
+    """Two blocks of each kind, or the one that there is; then, for each kind that has more, the same with three of it."""
+    least = Counter({kind: min(FEW, count) for kind, count in counts.items()})
+    return [least, *(least + Counter([kind]) for kind, count in counts.items() if count > FEW)]
 
 
 def thin(network: nn.Module, classes: tuple[type[nn.Module], ...], counts: Counter[Kind]) -> None:
@@ -46,7 +48,7 @@ def for_all_blocks(traces: Sequence[Bytes], counts: Counter[Kind]) -> Bytes:
 
     Each of `traces`, and the result, is a tree of numbers of one shape. `counts` is what `kinds` found.
     """
-    further = [count - 1 for count in counts.values() if count > 1]
+    further = [count - FEW for count in counts.values() if count > FEW]
 
     def number(least: int, *with_one_more: int) -> int:
         return least + sum(times * (more - least) for times, more in zip(further, with_one_more, strict=True))

@@ -82,7 +82,7 @@ def reinforcement_phases(module: RTDMDModule, local: int) -> Phases:
     def roll_out() -> None:
         states, log_probs, images = module.explore.sample(batch, 0, chosen)
         module.explore.score(images, batch)
-        made.append(Rollout(batch, states, log_probs, {}, torch.ones(local)))
+        made.append(Rollout(batch, states, log_probs, torch.ones(local)))
 
     def fake_step() -> None:
         back_propagate(module, FAKE_SCORE, lambda: module.fake_loss(made[0]), accumulate=True)

@@ -58,7 +58,7 @@ class StandIn(Reward):
         if self.tower is None:
             return torch.zeros(len(images))
         side = self.tower.config.vision_config.image_size
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(images.device.type, enabled=False):
             pixels = centre_crop(resize_shorter_side(images, side), side)
             return self.tower.get_image_features(pixel_values=pixels).pooler_output.mean(dim=-1)
 

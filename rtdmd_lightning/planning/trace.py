@@ -1,32 +1,29 @@
 """One rollout, one fake-score step and one generator step of a run, executed on fake tensors and weighed.
 
 The module, its losses and its precision are the run's own; only the networks are weightless, and of few blocks (see `blocks`).
-Fake tensors are those of a CPU, which has a fused attention like the GPU's.
+Fake tensors are those of an accelerator, see `fake_device`.
 """
 
 import copy
-import tempfile
 from collections import Counter
-from pathlib import Path
 
-import torch
 from lightning import Trainer
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.modules import ACDMDModule, RTDMDModule
-from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE, FROM_BASE, GENERATOR_FILE
 from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.planning.blocks import Kind, few, for_all_blocks
 from rtdmd_lightning.planning.estimate import Base, Trace
-from rtdmd_lightning.planning.parts import PipelineConfigs, parameter_bytes, pipeline_configs
+from rtdmd_lightning.planning.fake_device import FAKE_DEVICE
+from rtdmd_lightning.planning.fake_module import fake_module, known_shapes
+from rtdmd_lightning.planning.parts import PipelineConfigs, parameter_bytes
 from rtdmd_lightning.planning.phases import ROLLOUT, cold_start_phases, reinforcement_phases
-from rtdmd_lightning.planning.rewards import StandIn, stand_ins, tower_kinds
-from rtdmd_lightning.planning.tracking import AllocationTracker, Float32Normalisation, faked, recomputed
-from rtdmd_lightning.planning.weightless import Weightless, block_kinds, text_encoder_bytes, weightless
-from rtdmd_lightning.roles import lora
-from rtdmd_lightning.roles.roles import FAKE_SCORE, GENERATOR
-from rtdmd_lightning.utils.errors import UserError
+from rtdmd_lightning.planning.rewards import StandIn
+from rtdmd_lightning.planning.tracking import AllocationTracker
+from rtdmd_lightning.planning.weightless import text_encoder_bytes
+from rtdmd_lightning.roles.roles import GENERATOR
 
 Planned = ACDMDModule | RTDMDModule
 
@@ -36,54 +33,18 @@ def trace(module: FewStepModule, trainer: Trainer) -> Trace:
 
     Raises UserError for a module, backbone or reward of which too little is known.
     """
-    if not isinstance(module, Planned) or not isinstance(module.backbone, PipelineBackbone):
-        raise UserError(
-            f"{type(module).__name__} with {type(module.backbone).__name__} cannot be planned: the phases of ACDMDModule and "
-            "RTDMDModule are known, with backbones that are a PipelineBackbone"
-        )
-    configs = pipeline_configs(module.backbone)
-    blocks = block_kinds(module.backbone, configs)
-    if isinstance(module, RTDMDModule):
-        blocks += tower_kinds(module.rewards)
+    configs, blocks = known_shapes(module)
+    assert isinstance(module, ACDMDModule | RTDMDModule)
     return for_all_blocks([trace_blocks(module, trainer, configs, fewer) for fewer in few(blocks)], blocks)
 
 
 def trace_blocks(module: Planned, trainer: Trainer, configs: PipelineConfigs, blocks: Counter[Kind]) -> Trace:
     """As `trace`, but as if transformer and rewards had these blocks only."""
-    module = copy.deepcopy(module)
-    assert isinstance(module.backbone, PipelineBackbone)
-    source = Weightless(type(module.backbone), configs, blocks)
-    backbone = module.backbone = weightless(module.backbone, source)
-    module.initial_adapter = None
-    with tempfile.TemporaryDirectory() as folder:
-        if isinstance(module, RTDMDModule):
-            _place_cold_start(module, source, Path(folder))
-        with faked():
-            if isinstance(module, RTDMDModule):
-                module.rewards = stand_ins(module.rewards, blocks)
-            module.configure_model()
-            checkpointed, full = _weigh(module, backbone, trainer)
-            return _assemble(module, backbone, text_encoder_bytes(backbone, configs), checkpointed, full)
-
-
-def _place_cold_start(module: RTDMDModule, source: Weightless, folder: Path) -> None:
-    """A cold start of the new adapters' rank, in the run's own format, of meta tensors: the user's may not exist yet.
-
-    A file for the generator, and for the fake score where it is trained and does not start from the base.
-    """
-    bare = source.bare_transformer()
-    with torch.device("meta"):
-        lora.add_adapter(bare, GENERATOR, module.lora, module.backbone.lora_targets)
-    state = {
-        path.replace(f".{GENERATOR}.", ".default."): torch.empty(parameter.shape, device="meta")
-        for path, parameter in lora.adapter_parameters(bare, GENERATOR).items()
-    }
-    torch.save(state, folder / GENERATOR_FILE)
-    module.cold_start = str(folder)
-    if module.cold_start_fake != FROM_BASE:
-        module.cold_start_fake = None
-        if FAKE_SCORE in module.optimize.settings:
-            torch.save(state, folder / FAKE_SCORE_FILE)
+    with fake_module(module, configs, blocks) as fake:
+        backbone = fake.backbone
+        assert isinstance(backbone, PipelineBackbone)
+        checkpointed, full = _weigh(fake, backbone, trainer)
+        return _assemble(fake, backbone, text_encoder_bytes(backbone, configs), checkpointed, full)
 
 
 def _weigh(module: Planned, backbone: PipelineBackbone, trainer: Trainer) -> tuple[dict[str, int], dict[str, int]]:
@@ -94,15 +55,18 @@ def _weigh(module: Planned, backbone: PipelineBackbone, trainer: Trainer) -> tup
         tensor for network in _networks(module, backbone) for tensor in (*network.parameters(), *network.buffers())
     )
     start = tracker.current
-    with tracker, Float32Normalisation():
-        module.embed.remember("", backbone.blank_conditioning(1))  # the prompt of all samples
+    with tracker:
         phases = (
             cold_start_phases(module, local) if isinstance(module, ACDMDModule) else reinforcement_phases(module, local)
         )
 
+        precision = copy.copy(trainer.precision_plugin)
+        if isinstance(precision, MixedPrecision):
+            precision.device = FAKE_DEVICE.type
+
         def peak(name: str) -> int:
             tracker.restart()
-            with trainer.precision_plugin.train_step_context():
+            with precision.train_step_context():
                 phases[name]()
             return tracker.peak - start
 
@@ -111,7 +75,7 @@ def _weigh(module: Planned, backbone: PipelineBackbone, trainer: Trainer) -> tup
 
         rollout = {ROLLOUT: peak(ROLLOUT)}  # without gradient, so the same either way
         for base in module.roles.bases:
-            base.enable_gradient_checkpointing(recomputed)  # type: ignore[operator]
+            base.enable_gradient_checkpointing()  # type: ignore[operator]
         checkpointed = peaks_of_steps()
         for base in module.roles.bases:
             base.disable_gradient_checkpointing()  # type: ignore[operator]

@@ -1,21 +1,14 @@
 """Bytes that tensors hold, counted as they come and go: of real tensors and of fake ones alike."""
 
-import warnings
 import weakref
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorConverter, FakeTensorMode
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map_only
-from torch.utils.checkpoint import checkpoint
+from torch.utils._pytree import tree_iter
 
-READ_A_NUMBER = torch.ops.aten._local_scalar_dense.default
 ASKS_FOR_METADATA = torch.ops.prim.device.default
 
 
@@ -60,50 +53,3 @@ class AllocationTracker(TorchDispatchMode):
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.current -= size
-
-
-class Unremembered(FakeTensorConverter):
-    """Keeps no reference to the fake tensors it makes. `nn.Module.to` refuses fake parameters that others refer to."""
-
-    def set_tensor_memo(self, t: Tensor, v: FakeTensor) -> None:
-        return
-
-
-class ReadableFakeTensors(FakeTensorMode):
-    """Fake tensors hold no numbers; where code reads one (is the loss finite?) it reads 1."""
-
-    def __init__(self) -> None:
-        super().__init__(allow_non_fake_inputs=True)
-        self.fake_tensor_converter = Unremembered(copy_data=False)
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
-        if func is READ_A_NUMBER:
-            dtype = args[0].dtype
-            return True if dtype == torch.bool else 1.0 if dtype.is_floating_point else 1
-        return super().__torch_dispatch__(func, types, args, kwargs)
-
-
-class Float32Normalisation(TorchFunctionMode):
-    """Under autocast normalisation layers compute in float32, as on a GPU; a CPU's autocast leaves them in half precision.
-
-    torch switches it off in backward passes: what is computed again there needs one of its own, see `recomputed`.
-    """
-
-    def __torch_function__(self, func, types, args=(), kwargs=None) -> Any:
-        kwargs = kwargs or {}
-        if func in (F.layer_norm, F.group_norm) and torch.is_autocast_enabled("cpu"):
-            args, kwargs = tree_map_only(Tensor, Tensor.float, (args, kwargs))
-        return func(*args, **kwargs)
-
-
-def recomputed(module: nn.Module, *args: Any) -> Any:
-    """Gradient checkpointing of a module, whose second forward pass normalises as the first one did."""
-    return checkpoint(module, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), Float32Normalisation()))
-
-
-@contextmanager
-def faked() -> Iterator[None]:
-    """Tensors made in the body have shapes and no numbers."""
-    with warnings.catch_warnings(), ReadableFakeTensors():
-        warnings.simplefilter("ignore")  # a module without a trainer warns at each of its logs
-        yield

@@ -33,10 +33,12 @@ class Weightless:
     def config(self, reader: Any, pretrained: str, part: str) -> dict[str, Any]:
         return self.configs.scheduler if part == "scheduler" else self.configs.parts[part].config
 
-    def pipeline(self, pipeline_class: Any, pretrained: str, dtype: torch.dtype, given: dict[str, Any]) -> Any:
+    def pipeline(
+        self, pipeline_class: Any, pretrained: str, dtypes: dict[str, torch.dtype], given: dict[str, Any]
+    ) -> Any:
         """Transformer, autoencoder and scheduler; there are no text encoders and no tokenizers."""
-        transformer = self.transformer(self.family.transformer_class, pretrained, dtype)
-        vae = materialise(self.configs.parts["vae"].build(), dtype)
+        transformer = self.transformer(self.family.transformer_class, pretrained, dtypes["default"])
+        vae = materialise(self.configs.parts["vae"].build(), dtypes["vae"])
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.configs.scheduler)
         no_encoders = dict.fromkeys(self.family.encoders)
         return pipeline_class(transformer=transformer, vae=vae, scheduler=scheduler, **no_encoders)

@@ -10,11 +10,9 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.preprocess import ClipPreprocess, Resize
+from rtdmd_lightning.rewards.prompt_features import PromptFeatures
 from rtdmd_lightning.rewards.weights import Source, loading
 from rtdmd_lightning.utils.errors import UserError, require
-from rtdmd_lightning.utils.prompt_memory import PromptMemory
-
-REMEMBERED_PROMPTS = 16_384
 
 
 class ClipEncoder:
@@ -34,7 +32,7 @@ class ClipEncoder:
         with loading(reward, processor):
             self.preprocess = ClipPreprocess.from_pretrained(processor, resize)
             self.tokenizer = CLIPTokenizer.from_pretrained(processor)
-        self._remembered: PromptMemory[Tensor] = PromptMemory(REMEMBERED_PROMPTS)
+        self._prompt_features = PromptFeatures(self._encode)
 
     def images(self, images: Tensor) -> Tensor:
         """`[B, 3, H, W]` in [0, 1] to `[B, D]`."""
@@ -44,17 +42,15 @@ class ClipEncoder:
 
     def prompts(self, prompts: list[str]) -> Tensor:
         """B prompts to `[B, D]`, without gradient; each is encoded once while it is among the last remembered."""
-        rows = self._remembered.recall(prompts, self._encode)
-        # A copy: rows made under inference_mode, where Lightning validates, could not be saved for a backward pass.
-        return torch.stack(rows).to(self.model.logit_scale)
+        return self._prompt_features(prompts, self.model.logit_scale)
 
     def logits(self, images: Tensor, prompts: list[str]) -> Tensor:
         """`[B]`: the cosine of each picture with its own prompt, times the model's logit scale."""
         cosine = (self.images(images) * self.prompts(prompts)).sum(dim=-1)
         return cosine * self.model.logit_scale.exp()
 
-    def _encode(self, prompts: list[str]) -> list[Tensor]:
-        with torch.no_grad(), torch.autocast(self.model.device.type, enabled=False):
+    def _encode(self, prompts: list[str]) -> Tensor:
+        with torch.autocast(self.model.device.type, enabled=False):
             tokens = self.tokenizer(
                 prompts,
                 padding=True,
@@ -62,8 +58,7 @@ class ClipEncoder:
                 max_length=self.model.config.text_config.max_position_embeddings,
                 return_tensors="pt",
             ).to(self.model.device)
-            features = self.model.get_text_features(**tokens).pooler_output
-            return [row.clone() for row in F.normalize(features, dim=-1).cpu()]  # no row keeps its batch's memory
+            return F.normalize(self.model.get_text_features(**tokens).pooler_output, dim=-1)
 
 
 class ClipLogitReward(Reward):

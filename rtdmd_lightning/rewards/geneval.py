@@ -6,17 +6,16 @@ picture is resized to multiples of 32 pixels instead of padded to them, and mask
 there, overlapping objects of one class all count (its `max_overlap` is 1 by default: nothing is suppressed).
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import masks_to_boxes
 
 from rtdmd_lightning.geneval.score import MAX_OBJECTS_PER_CLASS, Detection, geneval_score
 from rtdmd_lightning.geneval.vocabulary import COCO_CLASSES
 from rtdmd_lightning.rewards.base import Reward
-from rtdmd_lightning.rewards.geneval_color import ColorNamer
+from rtdmd_lightning.rewards.geneval_color import ColorNamer, Objects
+from rtdmd_lightning.rewards.instances import Segment, instances
 from rtdmd_lightning.rewards.state import whole_pretrained
 from rtdmd_lightning.rewards.weights import Source, loading
 from rtdmd_lightning.utils.errors import UserError
@@ -25,15 +24,6 @@ DETECTOR_HUB_ID = "facebook/mask2former-swin-small-coco-instance"
 SCORE_THRESHOLD = 0.3
 COUNTING_SCORE_THRESHOLD = 0.9
 SIZE_DIVISOR = 32
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One object found: its class, a confidence in [0, 1] and its mask `[H, W]`, boolean."""
-
-    label: str
-    score: float
-    mask: Tensor
 
 
 class GenEvalReward(Reward):
@@ -80,29 +70,21 @@ class GenEvalReward(Reward):
         images = images.float().clamp(0, 1)
         with torch.autocast(images.device.type, enabled=False):
             segments = self.segments(images, [threshold(entry) for entry in metadata])
-            verdicts = [
-                geneval_score(self._detections(image, found, entry), entry)
-                for image, found, entry in zip(images, segments, metadata, strict=True)
-            ]
+            found = [objects(image, seen, entry) for image, seen, entry in zip(images, segments, metadata, strict=True)]
+            colors = iter(self._colors.name_colors([group for groups in found for group in groups]))
+        verdicts = [
+            geneval_score([each for group in groups for each in detections(group, next(colors))], entry)
+            for groups, entry in zip(found, metadata, strict=True)
+        ]
         return torch.tensor([float(v.strict) if self.strict else v.soft for v in verdicts], device=images.device)
 
     def segments(self, images: Tensor, thresholds: list[float]) -> list[list[Segment]]:
-        """What the detector sees in each image with at least that image's confidence, in no order."""
+        """What the detector sees in each image with more than that image's confidence, in no order."""
         height, width = images.shape[-2:]
         size = dict(zip(("height", "width"), self._detector_size(height, width), strict=True))
         pixels = self._processor(list(images), size=size, do_rescale=False, return_tensors="pt")
         outputs = self._detector(pixels["pixel_values"].to(images.device))
-        results = self._processor.post_process_instance_segmentation(
-            outputs, threshold=min(thresholds), target_sizes=[(height, width)] * len(images), return_binary_maps=True
-        )
-        return [
-            [
-                Segment(COCO_CLASSES[info["label_id"]], info["score"], result["segmentation"][info["id"]].bool())
-                for info in result["segments_info"]
-                if info["score"] > minimum
-            ]
-            for result, minimum in zip(results, thresholds, strict=True)
-        ]
+        return instances(outputs, (height, width), thresholds)
 
     def _detector_size(self, height: int, width: int) -> tuple[int, int]:
         """The processor's own size (shorter side 800, longer at most 1333), to the nearest multiples of 32."""
@@ -111,26 +93,24 @@ class GenEvalReward(Reward):
         tall, wide = (max(1, round(length * scale / SIZE_DIVISOR)) * SIZE_DIVISOR for length in (height, width))
         return tall, wide
 
-    def _detections(self, image: Tensor, segments: list[Segment], metadata: dict) -> list[Detection]:
-        """The objects of the classes that matter, with a colour where one was asked for."""
-        colored = {entry["class"] for entry in metadata["include"] if "color" in entry}
-        detections = []
-        for label in {entry["class"]: None for entry in metadata["include"]}:
-            found = sorted((s for s in segments if s.label == label), key=lambda s: -s.score)[:MAX_OBJECTS_PER_CLASS]
-            boxes = [mask_box(segment.mask) for segment in found]
-            masks = [segment.mask for segment in found]
-            colors = self._colors.name_colors(image, masks, boxes, label) if label in colored else [""] * len(found)
-            detections += [
-                Detection(label, color, (float(box[0]), float(box[1]), float(box[2]), float(box[3])), segment.score)
-                for segment, box, color in zip(found, boxes, colors, strict=True)
-            ]
-        return detections
+
+def objects(image: Tensor, segments: list[Segment], metadata: dict) -> list[Objects]:
+    """What is in an image of each class that matters: the surest ones first, and whether their colour was asked for."""
+    colored = {entry["class"] for entry in metadata["include"] if "color" in entry}
+    groups = []
+    for label in {entry["class"]: None for entry in metadata["include"]}:
+        of_class = [segment for segment in segments if COCO_CLASSES[segment.label] == label]
+        surest = sorted(of_class, key=lambda segment: -segment.score)[:MAX_OBJECTS_PER_CLASS]
+        groups.append(Objects(label, image, surest, label in colored))
+    return groups
 
 
-def mask_box(mask: Tensor) -> tuple[int, int, int, int]:
-    """`(x0, y0, x1, y1)` around a mask that is not empty, right and bottom exclusive."""
-    x0, y0, x1, y1 = (int(edge) for edge in masks_to_boxes(mask[None])[0])
-    return x0, y0, x1 + 1, y1 + 1
+def detections(group: Objects, colors: list[str]) -> list[Detection]:
+    """What is judged of some objects."""
+    return [
+        Detection(group.label, color, segment.box, segment.score)
+        for segment, color in zip(group.segments, colors, strict=True)
+    ]
 
 
 def threshold(metadata: dict) -> float:

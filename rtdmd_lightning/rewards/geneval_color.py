@@ -1,5 +1,7 @@
 """The colour of a detected object: CLIP ViT-L/14, zero-shot, on the object cut out before a grey ground, as GenEval does it."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +10,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rtdmd_lightning.geneval.vocabulary import COLORS
+from rtdmd_lightning.rewards.instances import Box, Segment
 from rtdmd_lightning.rewards.preprocess import ClipPreprocess
 from rtdmd_lightning.rewards.weights import Source, loading
 
 CLIP_HUB_ID = "timm/vit_large_patch14_clip_224.openai"
 TEMPLATES = ("a photo of a {color} {label}", "a photo of a {color}-colored {label}", "a photo of a {color} object")
 GROUND = 0.6  # the grey #999
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The objects of one class in one image `[3, H, W]`, and whether their colour is wanted."""
+
+    label: str
+    image: Tensor
+    segments: list[Segment]
+    colored: bool
 
 
 class ColorNamer:
@@ -50,15 +63,18 @@ class ColorNamer:
         return [self._clip]
 
     @torch.no_grad()
-    def name_colors(
-        self, image: Tensor, masks: list[Tensor], boxes: list[tuple[int, int, int, int]], label: str
-    ) -> list[str]:
-        """The colour of each of some objects of one class, from its mask `[H, W]` and box in the image `[3, H, W]`."""
-        if not masks:
-            return []
-        crops = [self._preprocess(cut_out(image, mask, box)[None]) for mask, box in zip(masks, boxes, strict=True)]
+    def name_colors(self, groups: Sequence[Objects]) -> list[list[str]]:
+        """The colour of each object of each group, empty where it is not wanted; the device is asked once for all of them."""
+        best = [self._best(group) for group in groups if group.colored and group.segments]
+        indices = iter(torch.cat(best).tolist() if best else [])
+        return [[COLORS[next(indices)] if group.colored else "" for _ in group.segments] for group in groups]
+
+    def _best(self, group: Objects) -> Tensor:
+        """`[N]`: which colour each of N objects has."""
+        cuts = [cut_out(group.image, segment.mask, segment.box) for segment in group.segments]
+        crops = [self._preprocess(cut[None]) for cut in cuts]
         features = F.normalize(self._clip.encode_image(torch.cat(crops)), dim=-1)
-        return [COLORS[int(index)] for index in (features @ self._classifier(label).T).argmax(-1)]
+        return (features @ self._classifier(group.label).T).argmax(-1)
 
     def _classifier(self, label: str) -> Tensor:
         """`[10, D]`: for each colour the mean of the templates' embeddings, normalised before and after."""
@@ -70,7 +86,7 @@ class ColorNamer:
         return self._classifiers[label].to(self._clip.logit_scale.device)
 
 
-def cut_out(image: Tensor, mask: Tensor, box: tuple[int, int, int, int]) -> Tensor:
+def cut_out(image: Tensor, mask: Tensor, box: Box) -> Tensor:
     """The box's part of an image, grey outside of the mask: `[3, H, W]` to `[3, y1 - y0, x1 - x0]`."""
     x0, y0, x1, y1 = box
     return torch.where(mask, image, GROUND)[:, y0:y1, x0:x1]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.compat import hpsv2_open_clip
 from rtdmd_lightning.rewards.preprocess import ClipPreprocess
+from rtdmd_lightning.rewards.prompt_features import PromptFeatures
 from rtdmd_lightning.rewards.state import build_empty, fill, read_state
 from rtdmd_lightning.rewards.weights import Source
 
@@ -43,17 +44,22 @@ class HPSv2Reward(Reward):
         fill(self._clip, read_state(self.name, path), reward=self.name, path=path)
         self._clip.float()
         self._preprocess = clip_preprocess(self._clip)
+        self._prompt_features = PromptFeatures(self._encode)
 
     def networks(self) -> list[nn.Module]:
         return [self._clip]
 
     def score(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
-        text = hpsv2_open_clip().tokenize(prompts).to(images.device)
+        text_features = self._prompt_features(prompts, self._clip.logit_scale)
         with torch.autocast(images.device.type, enabled=False):
             pixels = self._preprocess(images.to(self._clip.logit_scale))
             image_features = self._clip.encode_image(pixels, normalize=True)
-            text_features = self._clip.encode_text(text, normalize=True)
         return (image_features * text_features).sum(-1)
+
+    def _encode(self, prompts: list[str]) -> Tensor:
+        device = self._clip.logit_scale.device
+        with torch.autocast(device.type, enabled=False):
+            return self._clip.encode_text(hpsv2_open_clip().tokenize(prompts).to(device), normalize=True)
 
 
 def empty_clip(architecture: str) -> Any:

@@ -15,7 +15,7 @@ class RewardError(RuntimeError):
 
 
 class RewardGone(RewardError):
-    """A remote reward has not answered for too long; the message names it and its address. No prompt is at fault."""
+    """What scores has ended or, somewhere else, has not answered for too long; the message names it. No prompt is at fault."""
 
 
 PAPER_BACK_PROPAGATED = ("clipscore", "pickscore", "hpsv2")
@@ -103,7 +103,7 @@ def one_score_each(reward: Reward, images: Tensor, prompts: list[str], metadata:
     try:
         score = reward.score(images, prompts, metadata)
     except RewardGone:
-        raise  # to ask for each prompt alone would be to wait as long again
+        raise  # to ask for each prompt alone would be to wait as long again, and blame the first
     except (Exception, SystemExit) as error:
         prompt = _culprit(reward, images, prompts, metadata)
         raise RewardError(f"the reward {reward.name!r} failed on {prompt}: {error!r}") from error

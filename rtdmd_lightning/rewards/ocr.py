@@ -1,13 +1,21 @@
 """Is the text that the prompt asks for, between double quotes, legible in the image? METHOD section 6, read by rapidocr."""
 
-from typing import Any
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics.functional.text import edit_distance
 
 from rtdmd_lightning.rewards.base import Reward, grey_levels
-from rtdmd_lightning.utils.errors import UserError
+from rtdmd_lightning.rewards.mixture import RewardGone
+from rtdmd_lightning.rewards.reader import Read, rapidocr, read_in_worker, start_worker
+from rtdmd_lightning.utils.errors import UserError, require
 
 
 class OCRReward(Reward):
@@ -16,29 +24,62 @@ class OCRReward(Reward):
     rapidocr ships its models, so nothing is downloaded; it runs on the CPU whatever the images are on.
 
     Args:
-        threads: CPU threads of one process.
+        threads: CPU threads of one process that reads.
+        workers: processes that read, beside each process that trains; 0 reads in that process itself. One takes some seconds to
+            start, and about a gigabyte.
+
+    Scoring raises RewardGone where one of them has ended.
     """
 
     name = "ocr"
     differentiable = False
 
-    def __init__(self, threads: int = 1) -> None:
-        self.threads = threads
+    def __init__(self, threads: int = 1, workers: int = 0) -> None:
+        require(workers >= 0, f"ocr: workers must be at least 0, not {workers}")
+        self.threads, self.workers = threads, workers
 
     def load(self) -> None:
-        from rapidocr import RapidOCR
-
-        threads = {f"EngineConfig.onnxruntime.{kind}_op_num_threads": self.threads for kind in ("intra", "inter")}
-        self._read: Any = RapidOCR(params={"Global.log_level": "error", **threads})
+        self._read: Callable[[Sequence[np.ndarray]], Iterable[str]] = (
+            ReaderPool(rapidocr, self.threads, self.workers) if self.workers else partial(map, rapidocr(self.threads))
+        )
 
     def score(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
         wanted = [quoted_text(prompt) for prompt in prompts]
         pixels = grey_levels(images).permute(0, 2, 3, 1).cpu().numpy()
-        scores = [
-            text_score("".join(self._read(picture[:, :, ::-1].copy()).txts or ()), text)  # the reader wants BGR
-            for picture, text in zip(pixels, wanted, strict=True)
-        ]
+        texts = self._read([picture[:, :, ::-1].copy() for picture in pixels])  # the reader wants BGR
+        scores = [text_score(text, of_prompt) for text, of_prompt in zip(texts, wanted, strict=True)]
         return torch.tensor(scores, device=images.device)
+
+
+class ReaderPool:
+    """Reads several pictures at a time, each in a process of its own. The processes end with this one, or with the pool.
+
+    Args:
+        make: a reader with so many CPU threads, in each of the processes.
+        threads: of each.
+        workers: how many processes.
+
+    Making it waits for them. It and reading raise RewardGone where one of them has ended.
+    """
+
+    def __init__(self, make: Callable[[int], Read], threads: int, workers: int) -> None:
+        self._pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker, (make, threads))
+        self._workers = workers
+        self._each(os.getpid, [()] * workers)
+
+    def __call__(self, pictures: Sequence[np.ndarray]) -> list[str]:
+        """The text of each picture, in their order."""
+        return self._each(read_in_worker, [(picture,) for picture in pictures])
+
+    def _each(self, function: Callable, arguments: Sequence[tuple]) -> list:
+        try:
+            results = [self._pool.submit(function, *some) for some in arguments]
+            return [result.result() for result in results]
+        except BrokenProcessPool as error:
+            raise RewardGone(
+                f"ocr: one of the {self._workers} processes that read has ended; if memory is short set fewer workers, "
+                "workers 0 reads in the training process"
+            ) from error
 
 
 def quoted_text(prompt: str) -> str:

@@ -1,9 +1,11 @@
 """What CLIP's image processor does to a picture, done in tensors so that gradients reach the pixels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 import torchvision.transforms.functional as TF
 from torch import Tensor
@@ -66,8 +68,12 @@ class ClipPreprocess:
             images = TF.center_crop(TF.resize(images, [self.shorter_side], antialias=True), [self.crop])
         else:
             images = centre_crop(resize_shorter_side(images, self.shorter_side), self.crop)
-        mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
-        return (images - mean) / std
+        return (images - by_channel(images, self.mean)) / by_channel(images, self.std)
+
+
+def by_channel(images: Tensor, values: Sequence[float]) -> Tensor:
+    """`[C, 1, 1]` beside the images. Filled where they are: a tensor of a list is copied to them, and the copy is waited for."""
+    return torch.stack([images.new_full((1, 1), value) for value in values])
 
 
 BICUBIC = 3  # PIL.Image.Resampling.BICUBIC

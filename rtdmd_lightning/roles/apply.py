@@ -3,10 +3,10 @@
 import warnings
 
 import torch
-from peft import inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from rtdmd_lightning.roles import stacked
 from rtdmd_lightning.roles.adapter import Adapter
 from rtdmd_lightning.roles.lora import LoraSettings
 from rtdmd_lightning.utils.errors import UserError
@@ -53,13 +53,13 @@ def check_settings(adapter: Adapter, settings: LoraSettings) -> None:
 
 
 def inject(transformer: nn.Module, name: str, adapter: Adapter) -> None:
-    """Add a frozen float32 PEFT adapter beside whatever is there. Raises UserError where it does not fit."""
+    """Add a frozen float32 adapter beside whatever is there, not active yet. Raises UserError where it does not fit."""
     check_fit(adapter, transformer)
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message="Already found a `peft_config` attribute"
         )  # a stack is what is wanted
-        inject_adapter_in_model(adapter.peft_config(), transformer, adapter_name=name, low_cpu_mem_usage=True)
+        stacked.inject(transformer, name, adapter.peft_config(), empty=True)
     for path, update in adapter.layers.items():
         layer = transformer.get_submodule(path)
         assert isinstance(layer, LoraLayer)
@@ -70,11 +70,8 @@ def inject(transformer: nn.Module, name: str, adapter: Adapter) -> None:
 
 
 def activate(transformer: nn.Module, names: list[str]) -> None:
-    """Make these adapters, and no others, add their updates; everything stays frozen."""
-    for module in transformer.modules():
-        if isinstance(module, LoraLayer):
-            module.set_adapter(names)
-            module.requires_grad_(False)
+    """Make these adapters, and no others, add their updates."""
+    stacked.select_together(transformer).names = tuple(names)
 
 
 @torch.no_grad()

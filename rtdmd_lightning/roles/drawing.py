@@ -1,4 +1,8 @@
-"""Drawing images with a few-step sampler and any velocity: the one way in which this project does it."""
+"""Drawing images with a few-step sampler and any velocity: the one way in which this project does it.
+
+Images that are looked at or evaluated come from `draw`: the evaluation callback's, those of `evaluate`, `sample` and the demo.
+Rollouts that are trained on come from `roll_out`, in the precision of the training step that they belong to.
+"""
 
 from collections.abc import Callable
 
@@ -28,6 +32,9 @@ def roll_out(
 ) -> Trajectory:
     """A rollout from each sample's own noise, without gradient; `step_noise` replaces that of the steps."""
     shape = backbone.latent_shape()
+    count = sampler.steps if steps is None else steps
+    own = [] if step_noise else [f"step {step}" for step in range(count)]
+    random = random.ahead(dict.fromkeys(["start", *own], shape))
     return sampler.rollout(
         lambda latents, sigma: velocity(latents, sigma, conditioning),
         random.normal("start", shape),
@@ -44,8 +51,12 @@ def draw(
     conditioning: Conditioning,
     random: SampleRandom,
 ) -> Tensor:
-    """Images `[B, 3, H, W]` in [0, 1]; sample i's depends on its conditioning and its own random numbers alone."""
-    return decode(backbone, roll_out(backbone, sampler, velocity, conditioning, random).samples)
+    """Images `[B, 3, H, W]` in [0, 1]; sample i's depends on its conditioning and its own random numbers alone.
+
+    Autocast is off: an image has the precision of the weights, as in diffusers' pipelines, whoever asks for it.
+    """
+    with torch.autocast(random.device.type, enabled=False):
+        return decode(backbone, roll_out(backbone, sampler, velocity, conditioning, random).samples)
 
 
 @torch.no_grad()

@@ -1,9 +1,8 @@
 """Roles on one base: generator, fake score, teacher and EMA are LoRA adapters of a single frozen transformer.
 
-A role is a stack of adapter names; the teacher is the empty stack. Two facts of PEFT shape this file. Switching adapters
-flips `requires_grad`, which optimizers and DDP must never see, so `AdapterRoles` sets a fixed pattern again after every
-switch. And gradient checkpointing runs the forward pass again during the backward pass, with whatever adapters are active
-*then*: a loss must be back-propagated inside the `role(...)` block that made it.
+A role is a stack of adapter names; the teacher is the empty stack. What trains is decided once: a switch of roles touches no
+`requires_grad`, which optimizers and DDP must never see change. Gradient checkpointing runs the forward pass again during the
+backward pass, with whatever adapters are active *then*: a loss must be back-propagated inside the `role(...)` block that made it.
 """
 
 import contextlib
@@ -13,11 +12,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
+from peft import LoraConfig
 from torch import Tensor, nn
 
 from rtdmd_lightning.models.base import DTYPES
+from rtdmd_lightning.roles.stacked import inject, select_together
 from rtdmd_lightning.utils.errors import UserError, require
 
 
@@ -73,7 +72,7 @@ def add_adapter(transformer: nn.Module, name: str, settings: LoraSettings, famil
     # the adapter to its layer.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(settings.seed + sum(name.encode()))
-        inject_adapter_in_model(config, transformer, adapter_name=name)
+        inject(transformer, name, config)
     dtype = DTYPES[settings.dtype]
     for path, parameter in adapter_parameters(transformer, name).items():
         initial = parameter.data.float()
@@ -137,30 +136,16 @@ class AdapterRoles:
         self, transformer: nn.Module, stacks: Mapping[str, tuple[str, ...]], trainable: tuple[str, ...]
     ) -> None:
         self.stacks = dict(stacks)
-        self.active: tuple[str, ...] | None = None
-        self._layers = [module for module in transformer.modules() if isinstance(module, LoraLayer)]
-        self._requires_grad = [
-            (parameter, any(f".{name}." in path for name in trainable))
-            for path, parameter in transformer.named_parameters()
-        ]
-        self._activate(())
+        self._selection = select_together(transformer)
+        for path, parameter in transformer.named_parameters():
+            parameter.requires_grad_(any(f".{name}." in path for name in trainable))
 
     @contextlib.contextmanager
     def role(self, name: str) -> Iterator[None]:
         """Run the body with a role's adapters; the adapters active before are restored, also when the body raises."""
-        before = self.active
-        self._activate(self.stacks[name])
+        before = self._selection.names
+        self._selection.names = self.stacks[name]
         try:
             yield
         finally:
-            assert before is not None
-            self._activate(before)
-
-    def _activate(self, adapters: tuple[str, ...]) -> None:
-        if adapters == self.active:
-            return
-        for layer in self._layers:
-            layer.set_adapter(list(adapters))
-        for parameter, requires_grad in self._requires_grad:
-            parameter.requires_grad_(requires_grad)
-        self.active = adapters
+            self._selection.names = before

@@ -6,18 +6,20 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 
 from rtdmd_lightning.models.base import Backbone
+from rtdmd_lightning.models.broadcast import WeightBroadcast, reads_weights
 from rtdmd_lightning.roles import lora
 from rtdmd_lightning.roles.adapter import Adapter
 from rtdmd_lightning.roles.apply import inject
 from rtdmd_lightning.roles.lora import AdapterRoles, LoraSettings
-from rtdmd_lightning.roles.sharding import shard
+from rtdmd_lightning.roles.sharding import Sharding, shard
 from rtdmd_lightning.sampling.structures import Conditioning
 
 GENERATOR, FAKE_SCORE, TEACHER, EMA = "generator", "fake_score", "teacher", "generator_ema"
 COLD_START, COLD_START_FAKE = "cold_start", "cold_start_fake_score"
+
+CPU = torch.device("cpu")
 
 Stacks = Mapping[str, tuple[str, ...]]
 """By role the adapters that are active together in it; `()` is the bare base."""
@@ -36,7 +38,8 @@ class Roles(nn.Module):
         settings: shape of the new adapters.
         frozen: adapters that lie frozen under the new ones, by name.
         initial: what the generator starts from instead of the base; of the settings' rank and alpha.
-        mesh: where FSDP2 shards the bases, block by block; without it they stay whole.
+        device: where the bases' weights go, in a group of processes of which one reads them (`models/broadcast.py`).
+        sharding: how FSDP2 shards the bases, block by block; without it they stay whole.
     """
 
     def __init__(
@@ -47,15 +50,18 @@ class Roles(nn.Module):
         settings: LoraSettings,
         frozen: Mapping[str, Adapter],
         initial: Adapter | None = None,
-        mesh: DeviceMesh | None = None,
+        device: torch.device = CPU,
+        sharding: Sharding | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.stacks = dict(stacks)
         self.trained = tuple(trained)
         self.frozen = dict(frozen)
+        backbone.reads_weights = reads_weights()
         self.transformer = backbone.load()
         self.generator_base = backbone.load_generator_base()
+        bring = WeightBroadcast(self.bases, device)
         self._home = {name: self.base_of(role) for role, stack in stacks.items() for name in stack}
         for name, adapter in frozen.items():
             inject(self._home[name], name, adapter)
@@ -68,9 +74,11 @@ class Roles(nn.Module):
         for name in self.own:
             if name not in self.trained:
                 self._fill(name, self.adapter_state_dict(GENERATOR), source=GENERATOR)
-        if mesh is not None:
-            for base in self.bases:
-                shard(base, mesh, backbone.block_classes)
+        for base in self.bases:
+            if sharding is None:
+                bring(base)
+            else:
+                shard(base, sharding, backbone.block_classes, bring)
         self._of_adapter = {name: list(lora.adapter_parameters(self._home[name], name).values()) for name in self.own}
         self._switch = AdapterRoles(nn.ModuleList(self.bases), stacks, trainable=self.trained)
 
@@ -127,4 +135,7 @@ class Roles(nn.Module):
 
 
 def _levels(sigma: Tensor | float, latents: Tensor) -> Tensor:
-    return torch.as_tensor(sigma, dtype=torch.float32, device=latents.device).expand(len(latents))
+    """`[B]` float32 on the latents' device; a number is filled in there, not copied."""
+    if isinstance(sigma, Tensor):
+        return sigma.to(latents.device, torch.float32).expand(len(latents))
+    return torch.full((len(latents),), sigma, dtype=torch.float32, device=latents.device)

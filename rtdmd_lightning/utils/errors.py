@@ -9,6 +9,7 @@ import contextlib
 import errno
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator
 
@@ -61,11 +62,16 @@ def readable_errors() -> Iterator[None]:
         told = user_error_in(error) or disk_error_in(error)
         if told is None or os.environ.get(DEBUG_VARIABLE):
             raise
-        sentence = " ".join((of_the_disk(told) if isinstance(told, OSError) else str(told)).split())
-        # A name on a command line may hold what no terminal can print.
-        sentence = sentence.encode("utf-8", "backslashreplace").decode("utf-8")
-        print(f"error: {sentence} (set {DEBUG_VARIABLE}=1 for the traceback)", file=sys.stderr)
+        print(f"error: {_sentence(told)} (set {DEBUG_VARIABLE}=1 for the traceback)", file=sys.stderr)
         sys.exit(2)
+
+
+def _sentence(error: BaseException) -> str:
+    """What it says, in a line. Where an option takes a name or an object, the parser says much: what is wrong with the object."""
+    text = " ".join((of_the_disk(error) if isinstance(error, OSError) else str(error)).split())
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")  # a path may hold what no terminal can print
+    of_class = re.match(r"(Parser key \S+:) .* Problem with given class_path (\S+:) (.+?) Given value type:", text)
+    return " ".join(of_class.groups()) if of_class else text
 
 
 def user_error_in(error: BaseException | None) -> BaseException | None:

@@ -3,16 +3,36 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 
 from rtdmd_lightning.utils.errors import UserError, first_line
 
+MatmulPrecision = Literal["highest", "high", "medium"]
+
+
+def use_matmul_precision(precision: MatmulPrecision, device: torch.device) -> None:
+    """How an accelerator multiplies float32 matrices, told in the log; on a CPU nothing is changed.
+
+    It concerns what is kept in float32: autoencoder, rewards, and a base of that dtype. `high` is TF32 where the device has it.
+    """
+    if device.type == "cpu":
+        return
+    torch.set_float32_matmul_precision(precision)
+    rank_zero_info(f"float32 matrix products: {precision} precision (--float32_matmul_precision)")
+
+
+TIMEOUT = timedelta(hours=6)
+"""How long a process waits for another before it gives up, unless told otherwise: for an evaluation on one rank."""
+
 
 def synchronize(device: torch.device) -> None:
-    """Wait for what an accelerator still has to do; a CPU has done it."""
+    """Wait for what this thread has given an accelerator to do, not for what others have (scoring); a CPU has done it."""
     if device.type != "cpu":
-        torch.accelerator.synchronize()
+        torch.accelerator.current_stream(device).synchronize()
 
 
 def process_device(wanted: str | None) -> torch.device:
@@ -41,7 +61,7 @@ def processes() -> Iterator[tuple[int, int]]:
     if not torch.distributed.is_torchelastic_launched():
         yield 0, 1
         return
-    torch.distributed.init_process_group("gloo")
+    torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
     try:
         yield torch.distributed.get_rank(), torch.distributed.get_world_size()
         torch.distributed.barrier()

@@ -2,10 +2,12 @@
 
 import torch
 
+from rtdmd_lightning.data import embeddings
 from rtdmd_lightning.data.embeddings import PromptEmbedder
+from rtdmd_lightning.utils.transfer import send
 from tests.support.counting_backbone import CountingBackbone, assert_encodes
 
-CPU = torch.device("cpu")
+CPU, META = torch.device("cpu"), torch.device("meta")
 ROW_BYTES = 4 * (3 * 2 + 5)  # of what CountingBackbone makes of a prompt
 
 
@@ -84,6 +86,28 @@ def test_what_is_handed_out_is_not_the_cache():
 
 def test_the_result_goes_to_the_device_and_the_cache_stays_on_the_cpu():
     embed, _ = embedder()
-    conditioning = embed(["a", "a"], torch.device("meta"))
+    conditioning = embed(["a", "a"], META)
     assert conditioning.embeds.device.type == conditioning.pooled.device.type == "meta"
     assert_encodes(embed(["a"], CPU), ["a"])
+
+
+def test_what_stays_on_the_device_is_sent_once(monkeypatch):
+    sent = []
+    monkeypatch.setattr(embeddings, "send", lambda tensors, device: sent.extend(tensors) or send(tensors, device))
+    embed, backbone = embedder()
+    assert embed(["a", "bb"], META).embeds.shape == (2, 3, 2) and len(sent) == 2  # of both prompts at once
+    embed(["bb", "a", "bb"], META)
+    assert len(sent) == 2
+    embed(["ccc", "a"], META)
+    assert [len(tensor) for tensor in sent[2:]] == [1, 1]
+    assert backbone.calls == [["a", "bb"], ["ccc"]]
+
+
+def test_where_nothing_may_stay_on_the_device_all_is_sent_again(monkeypatch):
+    sent = []
+    monkeypatch.setattr(embeddings, "send", lambda tensors, device: sent.extend(tensors) or send(tensors, device))
+    embed, backbone = embedder()
+    backbone.embeddings_on_device = 0
+    for _ in range(2):
+        embed(["a"], META)
+    assert len(sent) == 4 and backbone.calls == [["a"]]

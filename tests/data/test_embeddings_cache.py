@@ -2,6 +2,7 @@
 
 import multiprocessing
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -187,6 +188,32 @@ def test_the_command_embeds_all_that_a_run_draws(tmp_path, tiny_folder, capsys):
     torch.testing.assert_close(
         conditioning.embeds, expected.embeds, rtol=0, atol=1e-5
     )  # another batch, other last bits
+
+
+def test_the_size_is_told_first_and_a_disk_without_room_is_refused(tmp_path, tiny_folder, monkeypatch, capsys):
+    """Of the prompts that are not there yet: a full cache needs no room. Nothing is written or loaded before."""
+    (tmp_path / "prompts.txt").write_text("".join(f"a circle {number}\n" for number in range(99)))
+    options = '{"dtype": "bfloat16", "resolution": 32, "use_t5": false, "max_sequence_length": 300}'
+    arguments = [
+        f"--base={tiny_folder}", f"--backbone={options}", f"--prompts=['{tmp_path / 'prompts.txt'}']",
+        f"--cache={tmp_path / 'deep/cache'}", "--device=cpu",
+    ]  # fmt: skip
+    disk = SimpleNamespace(free=1000)
+    asked = []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or disk)
+    with pytest.raises(UserError, match=r"GB for 100 prompts, .* GB free: .*--cache"):
+        run_command(embed, "embed", arguments)
+    assert asked == [tmp_path] and not (tmp_path / "deep").exists()
+    disk.free = 10**9
+    run_command(embed, "embed", arguments)
+    files = [file.stat().st_size for file in (tmp_path / "deep").rglob("*.safetensors")]
+    backbone = tiny_backbone(tiny_folder, dtype="bfloat16", max_sequence_length=300)
+    told, written = 100 * PromptEmbedder(backbone).bytes_of_a_prompt(), sum(files)
+    assert len(files) == 100 and told < written < told + 100 * 512  # a file begins with a few words on what it holds
+    assert f"{told / 1e9:.3f} GB for 100 prompts" in capsys.readouterr().out
+    disk.free = 0
+    run_command(embed, "embed", arguments)
+    assert "; 0.000 GB are still to be written" in capsys.readouterr().out
 
 
 def test_an_interrupted_command_goes_on_and_processes_share_the_work(tmp_path):

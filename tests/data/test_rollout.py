@@ -1,23 +1,11 @@
-"""Between the phases of an epoch: shared noise, overlapping scoring, advantages over all processes."""
-
-import threading
+"""Between the phases of an epoch: shared noise, advantages over all processes."""
 
 import pytest
 import torch
 
-from rtdmd_lightning.data.rollout import collect, shared_noise, with_advantages
+from rtdmd_lightning.data.rollout import Rollout, shared_noise, shuffled, with_advantages
 from rtdmd_lightning.data.stream import PromptBatch, PromptStream
 from rtdmd_lightning.objectives import group_advantages
-
-
-def batches(count: int = 3, size: int = 4) -> list[PromptBatch]:
-    indices = [list(range(start, start + size)) for start in range(0, count * size, size)]
-    return [PromptBatch([f"prompt {i // 2}" for i in part], [{}] * size, part) for part in indices]
-
-
-def roll_out(batch: PromptBatch):
-    states = tuple(torch.full((len(batch.indices), 1), float(k)) for k in range(3))
-    return states, {0: torch.zeros(len(batch.indices))}, torch.tensor(batch.indices, dtype=torch.float32)
 
 
 def test_shared_noise_is_a_groups_own():
@@ -36,81 +24,38 @@ def test_a_stream_repeats_each_prompt_in_a_row():
     assert stream[14][0] == 14
 
 
-def test_scoring_overlaps_the_next_rollout():
-    """The first batch's scores are not there before the second rollout has begun: one after the other would hang here."""
-    second_rollout_began = threading.Event()
-
-    def rolling(batch):
-        if batch.indices[0] > 0:
-            second_rollout_began.set()
-        return roll_out(batch)
-
-    def score(images, batch):
-        assert second_rollout_began.wait(timeout=300)
-        return {"r": images}
-
-    rollouts = collect(batches(), rolling, score)
-    assert [rollout.rewards["r"].tolist() for rollout in rollouts] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+def rollout(indices: list[int]) -> Rollout:
+    batch = PromptBatch(["p"] * len(indices), [{}] * len(indices), indices)
+    return Rollout(batch, (torch.tensor(indices),), {}, torch.zeros(len(indices)))
 
 
-def test_a_failing_reward_is_raised():
-    def score(images, batch):
-        raise RuntimeError("no such colour")
-
-    with pytest.raises(RuntimeError, match="no such colour"):
-        collect(batches(), roll_out, score)
-
-
-def test_a_failure_stops_the_run_also_where_scoring_is_behind():
-    """The first batch fails while the third is rolled out, the second is still being scored: there is no fourth rollout."""
-    third_rollout, second_begun, rolled_out, scored = threading.Event(), threading.Event(), [], []
-
-    def rolling(batch):
-        rolled_out.append(batch.indices[0])
-        if batch.indices[0] == 8:
-            third_rollout.set()
-            assert second_begun.wait(timeout=300)
-        return roll_out(batch)
-
-    def score(images, batch):
-        scored.append(batch.indices[0])
-        if batch.indices[0] == 0:
-            assert third_rollout.wait(timeout=300)
-            raise RuntimeError("no such colour")
-        second_begun.set()
-        threading.Event().wait(timeout=2)  # slow
-        return {"r": images}
-
-    with pytest.raises(RuntimeError, match="no such colour"):
-        collect(batches(count=20), rolling, score)
-    assert rolled_out == [0, 4, 8] and scored == [0, 4]
-
-
-def test_advantages_are_those_of_all_processes_together():
-    """Two processes, each with a half of every micro-batch, so that groups of 4 span both."""
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_advantages_are_those_of_all_processes_together(shuffle):
+    """Two processes, each with a half of every micro-batch, so that groups of 4 span both. Shuffled samples keep their own."""
     generator = torch.Generator().manual_seed(0)
     rewards = torch.randn(16, generator=generator)
     groups = [str(index // 4) for index in range(16)]
     expected = group_advantages({"r": rewards}, groups, {"r": 2.0})
+    ranks = [[[m * 4 + rank * 2, m * 4 + rank * 2 + 1] for m in range(4)] for rank in range(2)]
+    indices = [[index for part in parts for index in part] for parts in ranks]
+    everyones = torch.tensor(indices[0] + indices[1])
 
-    def score(images, batch):
-        return {"r": rewards[batch.indices], "only logged": torch.zeros(len(batch.indices))}
-
-    ranks = []
-    for rank in range(2):
-        parts = [[m * 4 + rank * 2, m * 4 + rank * 2 + 1] for m in range(4)]
-        ranks.append(collect([PromptBatch(["p"] * 2, [{}] * 2, part) for part in parts], roll_out, score))
-    indices = [torch.tensor([i for r in rollouts for i in r.batch.indices]) for rollouts in ranks]
-
-    for rollouts in ranks:
-        gathered = iter([torch.cat(indices), rewards[torch.cat(indices)], torch.zeros(16)])
-        done, everyones = with_advantages(
+    for parts, own in zip(ranks, indices, strict=True):
+        rollouts = [rollout(part) for part in parts]
+        if shuffle:
+            rollouts = shuffled(rollouts, generator)
+            assert [index for part in rollouts for index in part.batch.indices] != own
+        gathered = iter([everyones, rewards[everyones], torch.zeros(16)])
+        done, of_all = with_advantages(
             rollouts,
+            own,
+            {"r": rewards[own], "only logged": torch.zeros(8)},
             {"r": 2.0, "only logged": 0.0},
             images_per_prompt=4,
             global_std=True,
             gather=lambda values, gathered=gathered: next(gathered),
         )
-        for rollout in done:
-            torch.testing.assert_close(rollout.advantages, expected[rollout.batch.indices])
-        assert everyones["r"].shape == (16,)
+        for part in done:
+            torch.testing.assert_close(part.advantages, expected[part.batch.indices])
+            assert part.states[0].tolist() == part.batch.indices
+        assert of_all["r"].shape == (16,)

@@ -141,6 +141,29 @@ def test_a_blank_conditioning_is_like_a_real_one(folders, tiny_folder, name):
         assert (blank[part].shape, blank[part].dtype) == (tensor.shape, tensor.dtype), part
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", [*FAMILIES, "flux2_two_bases", "sd3"])
+def test_without_weights_a_transformer_has_all_tensors_that_it_has_with_them_and_no_memory(
+    folders, tiny_folder, name, dtype
+):
+    def bases(reads_weights):
+        options = {"dtype": dtype}
+        backbone = tiny_backbone(tiny_folder, **options) if name == "sd3" else tiny_backbones(folders, **options)[name]
+        backbone.reads_weights = reads_weights
+        return [base for base in (backbone.load(), backbone.load_generator_base()) if base is not None]
+
+    read, awaited = bases(True), bases(False)
+    assert len(read) == len(awaited) == 1 + (name == "flux2_two_bases")
+    for real, blank in zip(read, awaited, strict=True):
+        found, wanted = ([*m.named_parameters(), *m.named_buffers()] for m in (blank, real))
+        assert [(path, t.shape, t.dtype, t.device) for path, t in found] == [
+            (path, t.shape, t.dtype, t.device) for path, t in wanted
+        ]
+        assert all(tensor.untyped_storage().nbytes() == tensor.element_size() for _, tensor in found)
+        assert not any(module.training for module in blank.modules())
+        assert not any(parameter.requires_grad for parameter in blank.parameters())
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_decode_passes_gradients_to_the_latents(folders, name):
     module = built(folders, name)

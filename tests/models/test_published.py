@@ -6,6 +6,7 @@ from torch import nn
 
 from rtdmd_lightning.models.published import NAMES, published
 from rtdmd_lightning.roles import lora
+from rtdmd_lightning.roles.stacked import StackedLinear
 
 # Parameters of the transformer; adapted linear layers; adapter parameters at rank 32, `32 * (inputs + outputs)` each.
 ATTENTION = 32 * 2 * 1536  # SD3's layers are all square
@@ -57,7 +58,7 @@ def test_parameter_and_adapter_counts(adapted):
 
 def test_adapter_keys_are_the_published_files(adapted):
     _, _, _, transformer = adapted
-    linear = {path for path, module in transformer.named_modules() if isinstance(module, lora.LoraLayer)}
+    linear = {path for path, module in transformer.named_modules() if isinstance(module, StackedLinear)}
     keys = {path.replace(".generator.", ".default.") for path in lora.adapter_parameters(transformer, "generator")}
     assert keys == {f"{path}.lora_{half}.default.weight" for path in linear for half in "AB"}
 
@@ -69,7 +70,7 @@ def test_attention_is_adapted_and_nothing_else(adapted):
     wanted = {
         path
         for path, module in transformer.named_modules()
-        if isinstance(module, nn.Linear | lora.LoraLayer)
+        if isinstance(module, nn.Linear | StackedLinear)
         and ".attn." in path
         and ".lora_" not in path
         and not path.endswith("base_layer")

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
+from safetensors.torch import load_file
 
 from rtdmd_lightning.sampling.sampler import SamplerSettings
 from rtdmd_lightning.utils.errors import UserError
@@ -45,6 +46,21 @@ def test_guidance_is_the_pipelines(tiny_folder):
     ).images
     velocity = teacher_velocity(module, latents, 1.0, module.embed(prompts, torch.device("cpu")), 4.5)
     torch.testing.assert_close(latents - velocity, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_float32_vae_is_read_as_it_is_beside_a_bfloat16_transformer(tiny_folder):
+    """Bit for bit: it never was bfloat16."""
+    backbone = tiny_backbone(tiny_folder, dtype="bfloat16")
+    assert {parameter.dtype for parameter in backbone.load().parameters()} == {torch.bfloat16}
+    vae, on_disk = backbone.loaded.vae.state_dict(), load_file(tiny_folder / "vae/diffusion_pytorch_model.safetensors")
+    assert vae.keys() == on_disk.keys()
+    for key, value in on_disk.items():
+        assert vae[key].dtype == torch.float32 and torch.equal(vae[key], value), key
+    assert any((value != value.bfloat16().float()).any() for value in on_disk.values())
+    assert {p.dtype for p in backbone.loaded.text_encoder.parameters()} == {torch.bfloat16}
+    other = tiny_backbone(tiny_folder, vae_dtype="bfloat16")
+    other.load()
+    assert other.loaded.vae.dtype == torch.bfloat16 and other.loaded.transformer.dtype == torch.float32
 
 
 def test_decode_passes_gradients_to_the_latents(tiny_folder):

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from peft.tuners.lora import LoraLayer
 
 from rtdmd_lightning import fit
 from rtdmd_lightning.data.stream import PromptBatch
@@ -15,6 +14,7 @@ from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.objectives import clean_from_velocity
 from rtdmd_lightning.roles.lora import adapter_parameters, adapter_state_dict
 from rtdmd_lightning.roles.roles import COLD_START, COLD_START_FAKE, EMA, FAKE_SCORE, GENERATOR
+from rtdmd_lightning.roles.stacked import StackedLinear
 from tests.support.tiny import STRATEGIES, load_checkpoint, write_config
 from tests.support.tiny_backbones import family_config, module_of, tiny_backbones
 from tests.support.tiny_rtdmd import save_cold_start_of, write_rtdmd_config
@@ -72,8 +72,8 @@ def single(request, folders, tmp_path_factory):
     velocity = family.velocity
 
     def recording(self, transformer, *inputs):
-        layer = next(module for module in transformer.modules() if isinstance(module, LoraLayer))
-        ran.add((id(transformer), tuple(layer.active_adapters)))
+        layer = next(module for module in transformer.modules() if isinstance(module, StackedLinear))
+        ran.add((id(transformer), layer.selection.names))
         return velocity(self, transformer, *inputs)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -108,6 +108,7 @@ def run(golden, cold_start, case, monkeypatch):
             clip_range=of_case["clip_range"],
             advantage_clip=of_case["advantage_clip"],
             kl_weight=of_case["kl_weight"],
+            ratio_check="off" if of_case["stale"] else "stop",  # stale: the ratio is not 1 on purpose
             global_std=told["global_std"],
         ),
         final_step=FinalStepSettings(
@@ -197,15 +198,15 @@ def test_the_step_that_is_not_trained_has_one_noise_a_prompt(golden):
 
 def test_rollouts_and_rewards(golden, case):
     _, _, spy, _, seen, _ = case
-    states = torch.stack([torch.cat(parts) for parts in zip(*(r.states for r in seen["rollouts"]), strict=True)], dim=1)
-    close(states, golden["rollout/states"])
+    levels = zip(*(rollout.states for rollout in seen["rollouts"]), strict=True)
+    close(torch.stack([by_sample(golden, of_level) for of_level in levels], dim=1), golden["rollout/states"])
     close(torch.cat([images for _, _, images in spy.results("sample")]), golden["rollout/images"])
     for step in golden.told["trained_steps"]:
-        log_probs = torch.cat([rollout.log_probs[step] for rollout in seen["rollouts"]])
+        log_probs = by_sample(golden, (rollout.log_probs[step] for rollout in seen["rollouts"]))
         close(log_probs, golden["rollout/log_probs"][:, step])
     for name in ("differentiable", "other"):
         close(seen["rewards"][name], golden[f"rewards/{name}"])
-    close(torch.cat([rollout.advantages for rollout in seen["rollouts"]]), golden["advantages"])
+    close(by_sample(golden, (rollout.advantages for rollout in seen["rollouts"])), golden["advantages"])
 
 
 def test_the_fake_score(golden, case):

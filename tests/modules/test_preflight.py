@@ -12,7 +12,7 @@ from rtdmd_lightning.modules.origin import ORIGIN_KEY
 from rtdmd_lightning.modules.training import SHARDED_KEY
 from rtdmd_lightning.utils.errors import UserError
 from tests.support.runs import refused
-from tests.support.tiny import STRATEGIES, write_config
+from tests.support.tiny import REPOSITORY, STRATEGIES, write_config
 from tests.support.tiny_rtdmd import save_cold_start, write_rtdmd_config
 
 
@@ -59,14 +59,29 @@ def cold_start(tiny_folder, tmp_path_factory):
         (["--trainer.precision=16-mixed"], "give bf16-mixed"),
         (["--trainer.devices=2"], "--trainer.strategy=ddp_find_unused_parameters_true"),
         (["--trainer.devices=2", "--trainer.strategy=ddp"], "--trainer.strategy=ddp_find_unused_parameters_true"),
-        (["--trainer.devices=2", STRATEGIES["fsdp2"][0]], "data_parallel_size=2"),  # the part's size is 8
+        (["--trainer.devices=2", STRATEGIES["fsdp2"][0]], "--trainer.strategy.shard_size=2"),  # the part's size is 8
         (
-            ["--trainer.devices=2", *STRATEGIES["fsdp2"], "--trainer.strategy.data_parallel_size=auto"],
-            "data_parallel_size=2",
-        ),  # the number of nodes
+            ["--trainer.devices=2", *STRATEGIES["fsdp2"], "--trainer.strategy.replicate_size=2"],
+            "shard_size 2 x replicate_size 2 = 4",
+        ),
+        ([*STRATEGIES["fsdp2"], "--trainer.strategy.replicate_size=0"], "shard_size 2 x replicate_size 0 = 0"),
+        (
+            ["--trainer.devices=2", *STRATEGIES["fsdp2"], "--trainer.strategy.prefetch=-1"],
+            "trainer.strategy.prefetch must be at least 0",
+        ),
+        ([*STRATEGIES["fsdp2"], "--trainer.strategy.tensor_parallel_size=2"], "tensor_parallel_size"),
+        (
+            [
+                "--trainer.devices=2",
+                "--trainer.strategy=lightning.pytorch.strategies.ModelParallelStrategy",
+                "--trainer.strategy.tensor_parallel_size=2",
+            ],
+            "tensor parallelism (tensor_parallel_size)",
+        ),
         (["--trainer.devices=3", *STRATEGIES["ddp"]], "4 / 3 = 1.33 samples per process"),
         (["--trainer.accelerator=abacus"], "abacus"),
         (["--trainer.strategy=abacus"], "abacus"),
+        ([f"--config={REPOSITORY / 'configs/parts/gpus.yaml'}", "--trainer.strategy.timeout=never"], '"timeout"'),
         (["--seed_everything=-1"], "-1"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
@@ -156,7 +171,7 @@ def test_checkpoints_of_other_runs(trained, tiny_folder, cold_start, tmp_path, s
         (stage_1, tmp_path, [], "meta.pt does not exist"),
     ):  # fmt: skip
         assert wanted in sentence_at_start("--config", config, f"--ckpt_path={path}", *options)
-    fsdp2 = [*STRATEGIES["fsdp2"], "--trainer.strategy.data_parallel_size=1"]
+    fsdp2 = [*STRATEGIES["fsdp2"], "--trainer.strategy.shard_size=1"]
     for path, wanted in ((trained["cold_start"], "was saved without FSDP2"), (tmp_path / "old.ckpt", "older version")):
         assert wanted in sentence_at_start("--config", stage_1, f"--ckpt_path={path}", *fsdp2)
 

@@ -134,7 +134,7 @@ def gradient_by_sample(module, rollouts, epoch, chosen):
         rows = slice(row, row + 1)
         states = tuple(state[rows] for state in rollout.states)
         log_probs = {step: values[rows] for step, values in rollout.log_probs.items()}
-        alone = Rollout(rollout.batch[rows], states, log_probs, {}, rollout.advantages[rows])
+        alone = Rollout(rollout.batch[rows], states, log_probs, rollout.advantages[rows])
         if final:
             total = total + module.final_loss(alone, [0], module.matching.draw_guidance(module.seed, epoch))
         total = total + sum(module.stochastic_loss(alone, step) for step in chosen)

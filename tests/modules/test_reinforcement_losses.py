@@ -47,7 +47,7 @@ def rollout_of(module, step=0, log_prob=None):
     t, t_next = module.sampler.sigmas[step], module.sampler.sigmas[step + 1]
     states[step + 1] = cps_mean(states[step], GENERATOR * states[step], t, t_next) + t_next * SIN * randn(B, 9)
     batch = PromptBatch([f"prompt {i}" for i in range(B)], [{}] * B, list(range(10, 10 + B)))
-    return Rollout(batch, tuple(states), {} if log_prob is None else {step: log_prob}, {}, ADVANTAGES)
+    return Rollout(batch, tuple(states), {} if log_prob is None else {step: log_prob}, ADVANTAGES)
 
 
 def log_prob_by_hand(module, rollout, step, slope, exact):

@@ -69,7 +69,7 @@ def test_other_weights_make_another_ratio(tmp_path, tiny_folder, cold_start):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RTDMDModule, "update_fake_score", and_move_the_generator)
-        _, logged, _ = run_epochs(tmp_path, tiny_folder, cold_start)
+        _, logged, _ = run_epochs(tmp_path, tiny_folder, cold_start, "--model.policy.ratio_check=off")
     assert logged["policy/ratio_deviation"] > 1e-4
     assert logged["policy/clipped"] > 0.9
 
@@ -93,10 +93,11 @@ def test_the_largest_deviation_of_the_epoch_is_logged_and_the_mean_of_the_rest(t
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RTDMDModule, "stochastic_loss", watched_policy)
         patch.setattr(RTDMDModule, "final_terms", watched_terms)
-        _, logged, _ = run_epochs(tmp_path / "one", tiny_folder, cold_start)
+        unchecked = "--model.policy.ratio_check=off"
+        _, logged, _ = run_epochs(tmp_path / "one", tiny_folder, cold_start, unchecked)
         expected, of_one = deviations[:], hinges[:]
         deviations.clear()
-        _, of_the_second, _ = run_epochs(tmp_path / "two", tiny_folder, cold_start, epochs=2)
+        _, of_the_second, _ = run_epochs(tmp_path / "two", tiny_folder, cold_start, unchecked, epochs=2)
     assert len(expected) > 2 and len(of_one) > 1
     assert logged["policy/ratio_deviation"] == pytest.approx(expected[0], rel=1e-3)
     assert logged["policy/clipped"] == pytest.approx(1 / len(expected), rel=1e-3)

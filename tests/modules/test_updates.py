@@ -80,6 +80,19 @@ def test_a_gradient_that_is_no_number_stops_the_run_and_moves_nothing(modules, s
     assert all(map(torch.equal, module.roles.parameters_of(role), before))
 
 
+@pytest.mark.parametrize("role", [GENERATOR, FAKE_SCORE])
+def test_a_loss_that_is_no_number_stops_the_run_and_moves_nothing(modules, role):
+    """Though its gradient is one."""
+    module = modules["stage 1"]()
+    backward_in = module.optimize.backward
+    infinite = torch.tensor(float("inf"))
+    module.optimize.backward = lambda which, loss: backward_in(which, loss + infinite if which == role else loss)
+    before = [parameter.detach().clone() for parameter in module.roles.parameters_of(role)]
+    with pytest.raises(FloatingPointError, match=f"the {role} loss is (nan|inf) at step 0"):
+        train(module)
+    assert all(map(torch.equal, module.roles.parameters_of(role), before))
+
+
 @pytest.mark.parametrize("stage", ["stage 1", "stage 2"])
 def test_a_gradient_is_clipped_to_its_roles_norm_and_a_smaller_one_left_alone(modules, stage):
     free = OptimizerSettings(max_grad_norm=1e6)

@@ -3,8 +3,8 @@
 import pytest
 
 from rtdmd_lightning.planning.blocks import few
+from rtdmd_lightning.planning.fake_device import faked
 from rtdmd_lightning.planning.rewards import stand_ins, tower_kinds
-from rtdmd_lightning.planning.tracking import faked
 from rtdmd_lightning.rewards.clipscore import ClipScoreReward
 from rtdmd_lightning.rewards.imagereward import ImageRewardReward
 from rtdmd_lightning.rewards.mixture import RewardMixture

@@ -1,9 +1,9 @@
 """What tensors hold is counted once, while they live; what code reads of fake numbers is answered."""
 
 import torch
-import torch.nn.functional as F
 
-from rtdmd_lightning.planning.tracking import AllocationTracker, Float32Normalisation, faked
+from rtdmd_lightning.planning.fake_device import faked
+from rtdmd_lightning.planning.tracking import AllocationTracker
 
 
 def test_storages_count_once_and_until_they_are_let_go():
@@ -54,15 +54,3 @@ def test_fake_modules_are_cast_in_place():
         layer = torch.nn.Linear(2, 2)
         weight = layer.weight
         assert layer.to(torch.bfloat16).weight is weight and weight.dtype == torch.bfloat16
-
-
-def test_normalisation_is_float32_under_autocast_only():
-    x = torch.zeros(2, 8, dtype=torch.bfloat16)
-    with Float32Normalisation():
-        assert F.layer_norm(x, (8,)).dtype == torch.bfloat16
-        with torch.autocast("cpu", torch.bfloat16):
-            assert F.layer_norm(x, (8,)).dtype == torch.float32
-            assert F.group_norm(x, 2).dtype == torch.float32
-            assert torch.nn.LayerNorm(8, dtype=torch.bfloat16)(x).dtype == torch.float32
-    with torch.autocast("cpu", torch.bfloat16):
-        assert F.layer_norm(x, (8,)).dtype == torch.bfloat16

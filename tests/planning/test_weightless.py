@@ -7,8 +7,8 @@ import pytest
 from rtdmd_lightning.models import Flux2Backbone
 from rtdmd_lightning.models.published import published
 from rtdmd_lightning.planning.blocks import few, kinds
+from rtdmd_lightning.planning.fake_device import faked
 from rtdmd_lightning.planning.parts import pipeline_configs
-from rtdmd_lightning.planning.tracking import faked
 from rtdmd_lightning.planning.weightless import Weightless, block_kinds, weightless
 
 KLEIN = published("flux2_klein_4b")

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from rtdmd_lightning.rewards.aesthetic import HEAD_FILENAME, AestheticHead, AestheticReward
 from rtdmd_lightning.utils.errors import UserError
-from tests.support.scorers import assert_gradient_is_right, pictures
+from tests.support.scorers import assert_autocast_changes_nothing, assert_gradient_is_right, pictures
 from tests.support.tiny_clip import JOINT, PROMPTS, package_image_embeddings, save_tiny_clip
 
 CPU = torch.device("cpu")
@@ -59,6 +59,10 @@ def test_gradients_reach_the_pixels(folder):
     for network in reward.networks():
         network.double()
     assert_gradient_is_right(reward, pictures(3, (40, 36)), PROMPTS)
+
+
+def test_autocast_outside_does_not_change_the_score(folder):
+    assert_autocast_changes_nothing(loaded(folder), PROMPTS)
 
 
 def test_the_embedding_has_unit_norm(folder, tmp_path):

@@ -95,7 +95,7 @@ def test_a_prompt_is_encoded_once_and_not_for_ever(folder, monkeypatch):
         score = reward.score(images, [PROMPTS[0], PROMPTS[1], PROMPTS[0]], NO_METADATA)
         torch.testing.assert_close(score, expected, rtol=0, atol=1e-3)
     assert encoded == [2]
-    monkeypatch.setattr(reward._clip._remembered, "capacity", 1)
+    monkeypatch.setattr(reward._clip._prompt_features.memory, "capacity", 1)
     reward.score(images, PROMPTS, NO_METADATA)
     reward.score(images, [PROMPTS[2]] * 3, NO_METADATA)
     assert encoded == [2, 1]

@@ -9,11 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.ops import masks_to_boxes
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, Mask2FormerImageProcessor, SwinConfig
 
 from rtdmd_lightning.geneval.vocabulary import COCO_CLASSES, COLORS
-from rtdmd_lightning.rewards.geneval import GenEvalReward, mask_box, threshold
-from rtdmd_lightning.rewards.geneval_color import TEMPLATES, ColorNamer, cut_out
+from rtdmd_lightning.rewards import geneval
+from rtdmd_lightning.rewards.geneval import GenEvalReward, threshold
+from rtdmd_lightning.rewards.geneval_color import TEMPLATES, ColorNamer, Objects, cut_out
+from rtdmd_lightning.rewards.instances import Segment, boxes, instances
 from rtdmd_lightning.utils.errors import UserError
 from tests.support.scorers import pictures, to_pil
 
@@ -165,8 +169,10 @@ def test_the_colour_is_the_masks_not_the_boxes(seeing):
     image = painted(box=(BLUE, LEFT_BOX), part=(RED, (4, 24, 8, 40)))
     mask = torch.zeros(64, 64, dtype=torch.bool)
     mask[24:40, 4:8] = True
-    assert reward._colors.name_colors(image, [mask], [LEFT_BOX], "dog") == ["red"]
-    assert reward._colors.name_colors(image, [torch.ones_like(mask)], [LEFT_BOX], "dog") == ["blue"]
+    segments = [Segment(16, 0.95, of_object, LEFT_BOX) for of_object in (mask, torch.ones_like(mask))]
+    groups = [Objects("dog", image, some, True) for some in (segments[:1], [], segments[::-1])]
+    uncolored = Objects("dog", image, segments, False)
+    assert reward._colors.name_colors([*groups[:2], uncolored, groups[2]]) == [["red"], [], ["", ""], ["blue", "red"]]
     crop = cut_out(image, mask, LEFT_BOX)
     assert crop.shape == (3, 16, 16)
     assert torch.equal(crop[:, 0, 4], torch.tensor([0.6] * 3)) and torch.equal(crop[:, 0, 3], torch.tensor(RED))
@@ -193,11 +199,13 @@ def test_overlapping_objects_all_count(seeing):
     assert reward.score(torch.ones(1, 3, 64, 64), [""], [entry]).item() == 1
 
 
-def test_mask_box():
-    """Right and bottom are exclusive, as the published evaluation's boxes are."""
-    mask = torch.zeros(10, 12, dtype=torch.bool)
-    mask[2:5, 3:9] = True
-    assert mask_box(mask) == (3, 2, 9, 5)
+def test_boxes():
+    """Right and bottom are exclusive, as the published evaluation's boxes are; an empty mask has none."""
+    masks = torch.zeros(3, 10, 12, dtype=torch.bool)
+    masks[0, 2:5, 3:9] = True
+    masks[1, 9, 11] = masks[1, 0, 4] = True
+    assert boxes(masks[:2]).tolist() == [[3, 2, 9, 5], [4, 0, 12, 10]]
+    assert boxes(masks)[2, 2] == 0
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (96, 64), (50, 75)])
@@ -205,7 +213,7 @@ def test_boxes_are_in_the_images_own_pixels(seeing, shape):
     """The middle half of the detector's field is the middle half of the picture, square or not."""
     reward = seeing(Scene(("dog", 0.95, (16, 16, 48, 48))))
     ((segment,),) = reward.segments(torch.ones(1, 3, *shape), [0.3])
-    x0, y0, x1, y1 = mask_box(segment.mask)
+    x0, y0, x1, y1 = segment.box
     height, width = shape
     expected = torch.tensor([width / 4, height / 4, 3 * width / 4, 3 * height / 4])
     assert (torch.tensor([x0, y0, x1, y1]) - expected).abs().max() <= 1
@@ -226,13 +234,59 @@ def test_the_real_detector_end_to_end(reward):
     for segments, result in zip(found, expected, strict=True):
         assert len(segments) == len(result["segments_info"]) > 0
         for segment, info in zip(segments, result["segments_info"], strict=True):
-            assert segment.label == COCO_CLASSES[info["label_id"]]
+            assert segment.label == info["label_id"]
             assert segment.score == pytest.approx(info["score"], abs=1e-5)
             assert (segment.mask != result["segmentation"][info["id"]].bool()).float().mean() < 1e-3
-    label = found[0][0].label
+    label = COCO_CLASSES[found[0][0].label]
     entry = metadata({"class": label, "count": 1, "color": "red"})
     scores = reward.score(images, ["", ""], [entry, entry])
     assert scores.shape == (2,) and scores.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [(64, 96), (50, 31)])
+def test_instances_are_those_of_transformers(size):
+    """Exactly, for random outputs: empty masks and small ones, and queries of which two classes are likely."""
+    generator = torch.Generator().manual_seed(0)
+    classes = 3 * torch.randn(2, 12, 81, generator=generator)
+    classes[:, :3, 5:7] = 9
+    masks = torch.randn(2, 12, 20, 16, generator=generator)
+    masks[:, ::4] -= 9
+    masks[:, 1, 3, 3] += 99
+    outputs = SimpleNamespace(class_queries_logits=classes, masks_queries_logits=masks)
+    theirs = Mask2FormerImageProcessor().post_process_instance_segmentation(
+        outputs, threshold=0.1, target_sizes=[size] * 2, return_binary_maps=True
+    )
+    for segments, result in zip(instances(outputs, size, [0.1, 0.1]), theirs, strict=True):
+        assert 3 < len(segments) < 12
+        told = [(info["label_id"], info["score"]) for info in result["segments_info"]]
+        assert [(segment.label, segment.score) for segment in segments] == told
+        assert torch.equal(torch.stack([segment.mask for segment in segments]), result["segmentation"].bool())
+        of_torchvision = masks_to_boxes(result["segmentation"]) + torch.tensor([0, 0, 1, 1])
+        assert [segment.box for segment in segments] == [tuple(box) for box in of_torchvision.int().tolist()]
+
+
+class NumbersRead(TorchDispatchMode):
+    """Counts the single numbers that are read from tensors: on an accelerator, each waits for all that is queued there."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("images", [1, 5])
+def test_the_device_is_asked_twice_for_any_number_of_images_and_objects(reward, monkeypatch, images):
+    """Once for the objects and once for their colours."""
+    asked, tolist = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: asked.append(tensor.shape) or tolist(tensor))
+    monkeypatch.setattr(geneval, "threshold", lambda entry: 0.0)
+    include = [{"class": label, "count": 1, "color": "red"} for label in COCO_CLASSES]
+    entries = [metadata(*include, tag="colors")] * images
+    with NumbersRead() as numbers:
+        reward.score(pictures(images, 64), [""] * images, entries)
+    assert numbers.count == 0 and len(asked) == 2
+    assert asked[0] == (images, 10, 6) and asked[1][0] >= 3 * images
 
 
 def test_the_real_colour_naming(clip_folder):
@@ -242,18 +296,18 @@ def test_the_real_colour_naming(clip_folder):
     network, _, transform = open_clip.create_model_and_transforms(f"local-dir:{clip_folder}")
     network.eval()
     image = pictures(1, 96)[0]
-    masks = [torch.ones(96, 96, dtype=torch.bool)] * 3
-    boxes = [(0, 0, 64, 64), (16, 32, 48, 64), (32, 0, 96, 64)]
+    places = [(0, 0, 64, 64), (16, 32, 48, 64), (32, 0, 96, 64)]
+    segments = [Segment(16, 0.9, torch.ones(96, 96, dtype=torch.bool), box) for box in places]
     with torch.no_grad():
         texts = [[template.format(color=color, label="dog") for template in TEMPLATES] for color in COLORS]
         rows = [nn.functional.normalize(network.encode_text(open_clip.tokenize(t)), dim=-1).mean(0) for t in texts]
         classifier = torch.stack([row / row.norm() for row in rows])
-        crops = torch.stack([transform(to_pil(image).crop(box)) for box in boxes])
+        crops = torch.stack([transform(to_pil(image).crop(box)) for box in places])
         features = nn.functional.normalize(network.encode_image(crops), dim=-1)
         torch.testing.assert_close(namer._classifier("dog"), classifier, rtol=0, atol=1e-5)
     expected = [COLORS[index] for index in (features @ classifier.T).argmax(-1)]
-    assert namer.name_colors(image, masks, boxes, "dog") == expected
-    assert namer.name_colors(image, [], [], "dog") == []
+    assert namer.name_colors([Objects("dog", image, segments, True)]) == [expected]
+    assert namer.name_colors([]) == []
 
 
 def test_the_classes():

@@ -92,6 +92,27 @@ def test_score_depends_on_image_and_prompt(reward):
     torch.testing.assert_close(scores[2:], alone)
 
 
+def test_a_prompt_is_encoded_once_to_the_same_bits(reward, monkeypatch):
+    """Also after a validation, whose tensors could not be saved for a backward pass."""
+    fork, encode, encoded = compat.hpsv2_open_clip(), reward._clip.encode_text, []
+    images, prompts = pictures(3, 32), [PROMPTS[0], PROMPTS[1], PROMPTS[0]]
+    with torch.no_grad():
+        text = encode(fork.tokenize(prompts), normalize=True)
+        expected = (reward._clip.encode_image(reward._preprocess(images), normalize=True) * text).sum(-1)
+    monkeypatch.setattr(
+        reward._clip, "encode_text", lambda t, normalize: encoded.append(len(t)) or encode(t, normalize)
+    )
+    with torch.inference_mode():
+        assert torch.equal(reward.score(images, prompts, [{}] * 3), expected)
+    assert torch.equal(reward.score(images.requires_grad_(), prompts, [{}] * 3), expected)
+    reward.score(images, prompts, [{}] * 3).sum().backward()
+    assert encoded == [2] and images.grad is not None and images.grad.abs().sum() > 0
+    monkeypatch.setattr(reward._prompt_features.memory, "capacity", 1)
+    for prompt in (PROMPTS[0], PROMPTS[1], PROMPTS[0]):
+        reward.score(images, [prompt] * 3, [{}] * 3)
+    assert encoded == [2, 1, 1]
+
+
 def test_gradient_reaches_the_pixels(reward):
     reward._clip.double()
     assert_gradient_is_right(reward, pictures(2, 24), PROMPTS)

@@ -54,6 +54,15 @@ def two_files(tmp_path):
     return [save_published(random_adapter(rank, rank), tmp_path / f"{rank}.pt") for rank in (2, 3)]
 
 
+def test_an_image_does_not_depend_on_the_autocast_of_whoever_asks_for_it(tiny_folder, two_files):
+    """The evaluation in training, `evaluate` under a trainer's precision and `sample` draw one image."""
+    of_sample, of_training = model(tiny_folder, two_files), tiny_module(tiny_folder)
+    for images in (of_sample.generate, of_training.generate):
+        expected = images(PROMPTS, range(3), seed=5)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(images(PROMPTS, range(3), seed=5), expected)
+
+
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_eta_zero_and_a_number_of_steps_is_the_stock_pipeline(tiny_folder, guidance_scale):
     latents = SampleRandom(5, [0, 1], CPU).normal("start", (4, 8, 8))

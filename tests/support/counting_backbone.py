@@ -9,6 +9,7 @@ class CountingBackbone:
     """Encodes a text as its length and first letter, and records what it was given."""
 
     embedding_cache = None
+    embeddings_on_device = 1
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []

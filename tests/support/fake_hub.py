@@ -25,6 +25,7 @@ class FakeHub(ThreadingHTTPServer):
         self.private: set[str] = set()
         self.objects: dict[str, bytes] = {}
         self.uploaded_as_objects: list[str] = []
+        self.fetched: list[str] = []
 
     @property
     def endpoint(self) -> str:
@@ -148,6 +149,7 @@ class Handler(BaseHTTPRequestHandler):
                 return
             prefix = f"/{repo_id}/resolve/{COMMIT}/"
             if path.startswith(prefix) and (content := files.get(path.removeprefix(prefix))) is not None:
+                self.server.fetched += [path.removeprefix(prefix)] if self.command == "GET" else []
                 etag = f'"{hashlib.sha256(content).hexdigest()}"'
                 self.answer(200, content, ETag=etag, X_Repo_Commit=COMMIT)
                 return

@@ -94,6 +94,9 @@ class Recorded:
     def for_use(self, use: str) -> "Recorded":
         return replace(self, use=use)
 
+    def ahead(self, normals, uniforms=()) -> "Recorded":
+        return self
+
     def uniform(self, purpose: str) -> Tensor:
         return torch.stack([self.find(self.use, purpose, index) for index in self.indices])
 

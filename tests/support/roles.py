@@ -1,15 +1,15 @@
 """Which adapters a module's layers apply, and its teacher with guidance."""
 
-from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from rtdmd_lightning.modules.training import FewStepModule
+from rtdmd_lightning.roles.stacked import StackedLinear
 from rtdmd_lightning.sampling.structures import Conditioning
 
 
 def active_adapters(module: FewStepModule) -> tuple[str, ...]:
     """The same in every layer."""
-    (active,) = {tuple(m.active_adapters) for m in module.roles.modules() if isinstance(m, LoraLayer)}
+    (active,) = {m.selection.names for m in module.roles.modules() if isinstance(m, StackedLinear)}
     return active
 
 

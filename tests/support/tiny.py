@@ -34,7 +34,7 @@ STRATEGIES = {
     "ddp": ["--trainer.strategy=ddp_find_unused_parameters_true"],
     "fsdp2": [
         f"--config={REPOSITORY / 'configs/parts/fsdp2.yaml'}",
-        "--trainer.strategy.data_parallel_size=2",
+        "--trainer.strategy.shard_size=2",
     ],
 }
 
@@ -98,11 +98,11 @@ def move_adapters(module: FewStepModule) -> None:
                 parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
 
 
-def train(module: FewStepModule, steps: int = 1, callbacks: Sequence[Callback] = ()) -> Trainer:
+def train(module: FewStepModule, steps: int = 1, callbacks: Sequence[Callback] = (), **options) -> Trainer:
     """Some training steps in this process, on the toy world's prompts."""
     data = RolloutDataModule("shapes:train", module.batch_size, module.batches_per_step, module.images_per_prompt)
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = Trainer(accelerator="cpu", devices=1, max_steps=steps, callbacks=list(callbacks), **quiet)
+    trainer = Trainer(accelerator="cpu", devices=1, max_steps=steps, callbacks=list(callbacks), **quiet, **options)
     trainer.fit(module, data)
     return trainer
 

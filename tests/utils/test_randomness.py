@@ -76,6 +76,19 @@ def test_shapes_and_types():
     assert SampleRandom(0, [1], torch.device("meta")).uniform("a").device.type == "meta"
 
 
+def test_what_is_drawn_ahead_is_what_would_be_drawn():
+    """Also of a slice, and not of another use; what was not drawn ahead is drawn when it is asked for."""
+    random = SampleRandom(0, [4, 9, 2], CPU)
+    ahead = random.ahead({"start": (3, 2), "level": ()}, ["delta"])
+    for some in (ahead, ahead[1:]):
+        same = SampleRandom(0, some.indices, CPU)
+        assert torch.equal(some.normal("start", (3, 2)), same.normal("start", (3, 2)))
+        assert torch.equal(some.normal("level", ()), same.normal("level", ()))
+        assert torch.equal(some.uniform("delta"), same.uniform("delta"))
+        assert torch.equal(some.uniform("level"), same.uniform("level"))  # a uniform draw of a normal one's name
+    assert torch.equal(ahead.for_use("a").normal("start", (3, 2)), random.for_use("a").normal("start", (3, 2)))
+
+
 def test_uniform_range_and_moments():
     """4000 samples' numbers, each from a generator of its own: deciles filled, neighbours uncorrelated."""
     numbers = draws("uniform", range(4000)).double()

@@ -1,0 +1,1 @@
+"""What `bench --gpu` and `bench --counts` are made of."""
