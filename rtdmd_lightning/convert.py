@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jsonargparse import ArgumentParser
 
 from rtdmd_lightning import roles as lora
 from rtdmd_lightning.models.families import family_of, load_transformer, skeleton
 from rtdmd_lightning.roles import writing
 from rtdmd_lightning.roles.inspection import report
 from rtdmd_lightning.roles.reading import EMA, read_all
-from rtdmd_lightning.utils.command_line import run_command, wide_console
+from rtdmd_lightning.utils.command_line import command_parser, run_command, wide_console
 from rtdmd_lightning.utils.errors import UserError, readable_errors
+from rtdmd_lightning.utils.files import check_output
 
 
 def convert(
@@ -50,6 +50,7 @@ def convert(
     """
     if not adapters:
         raise UserError("--adapters wants at least one file or folder")
+    check_output(out, "--out")
     bare = skeleton(base)
     read = [lora.read(path, role=role, alpha=alpha) for path in adapters]
     for adapter in read:
@@ -88,10 +89,9 @@ def main(arguments: list[str]) -> None:
         if not run_command(inspect, "rtdmd_lightning.convert", arguments):
             sys.exit(1)
         return
-    parser = ArgumentParser(
+    parser = command_parser(
         prog="python -m rtdmd_lightning.convert",
         description="Convert adapters. To print what a file is instead: --inspect FILE [--base BASE].",
-        exit_on_error=False,
     )
     parser.add_argument(
         "--adapters", nargs="+", type=str, required=True, help="files or folders, applied in this order"

@@ -18,7 +18,6 @@ from pathlib import Path
 import huggingface_hub.constants
 import torch
 import torch.nn.functional as F
-from jsonargparse import ArgumentParser
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
@@ -29,8 +28,9 @@ from rtdmd_lightning.rewards.mixture import RewardError, RewardMixture
 from rtdmd_lightning.rewards.registry import REWARDS, reward_class
 from rtdmd_lightning.rewards.shapes import ShapesReward
 from rtdmd_lightning.shapes.world import IMAGE_SIZE
-from rtdmd_lightning.utils.command_line import wide_console
+from rtdmd_lightning.utils.command_line import command_parser, wide_console
 from rtdmd_lightning.utils.errors import UserError, readable_errors
+from rtdmd_lightning.utils.own_code import errors_of_own_code
 from rtdmd_lightning.utils.processes import process_device
 
 PICTURE = Path(__file__).parent / "rewards" / "doctor.png"
@@ -66,8 +66,9 @@ def examine(name: str, device: torch.device) -> Diagnosis:
     """Import a scorer, look for its weights, and let it score the picture."""
     weights: list[str] = []
     try:
-        reward = reward_class(name)()
-        sources = reward.sources()
+        with errors_of_own_code():
+            reward = reward_class(name)()
+            sources = reward.sources()
     except (UserError, TypeError) as error:  # TypeError: a class of one's own whose arguments have no defaults
         return Diagnosis(name, weights, problems=(str(error),))
     problems = []
@@ -111,9 +112,7 @@ def hub_cache_only() -> Iterator[None]:
 
 def main(arguments: list[str]) -> None:
     """The command. Exits with status 1 where a scorer does not work."""
-    parser = ArgumentParser(
-        prog="python -m rtdmd_lightning.doctor", description="Examine scorers.", exit_on_error=False
-    )
+    parser = command_parser(prog="python -m rtdmd_lightning.doctor", description="Examine scorers.")
     parser.add_argument("names", nargs="*", type=str, help=f"of {', '.join(REWARDS)}, or class paths; all by default")
     parser.add_argument("--device", type=str, help="to score on; by default an accelerator where there is one")
     options = parser.parse_args(arguments)

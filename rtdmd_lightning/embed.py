@@ -30,6 +30,7 @@ from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.models.families import open_backbone
 from rtdmd_lightning.utils.command_line import run_command
 from rtdmd_lightning.utils.errors import UserError, readable_errors, require
+from rtdmd_lightning.utils.files import check_output
 from rtdmd_lightning.utils.processes import process_device, processes
 
 
@@ -82,6 +83,7 @@ def embed(
         model, sources = open_backbone(base, None, (backbone or {}) | {"embedding_cache": cache}), list(prompts)
     if model.embedding_cache is None or not sources:
         raise UserError("say where the embeddings go with --cache, and of what --prompts" if base else "give a --cache")
+    check_output(Path(model.embedding_cache), "--cache")
     model.text_encoders = True  # whatever the run has
     wanted = list(dict.fromkeys(["", *(entry["prompt"] for source in sources for entry in load_prompts(source))]))
     embedder = PromptEmbedder(model)

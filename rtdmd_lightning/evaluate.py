@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 from lightning import Trainer
 
@@ -26,9 +25,10 @@ from rtdmd_lightning.evaluation.side_by_side import write_side_by_side
 from rtdmd_lightning.evaluation.tables import to_markdown
 from rtdmd_lightning.evaluation.tasks import ImageTask, in_batches, settings_digest, tasks_of
 from rtdmd_lightning.rewards.base import Reward
+from rtdmd_lightning.utils.command_line import command_parser
 from rtdmd_lightning.utils.configuration import expand_config_arguments, refusals_of_libraries
 from rtdmd_lightning.utils.errors import readable_errors
-from rtdmd_lightning.utils.files import slug, write_text
+from rtdmd_lightning.utils.files import check_output, slug, write_text
 from rtdmd_lightning.utils.processes import MatmulPrecision, closing_process_group, use_matmul_precision
 
 Images = dict[str, dict[str, list[ImageTask]]]
@@ -56,6 +56,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         check_settings(self.entries, self.sets, self.baseline)
+        check_output(self.output, "--output")
 
 
 def parse(arguments: list[str]) -> tuple[Evaluation, Trainer, dict[str, Any]]:
@@ -63,7 +64,7 @@ def parse(arguments: list[str]) -> tuple[Evaluation, Trainer, dict[str, Any]]:
 
     An entry without a guidance scale has the one that it is drawn with.
     """
-    parser = ArgumentParser(prog="python -m rtdmd_lightning.evaluate", description=__doc__, exit_on_error=False)
+    parser = command_parser(prog="python -m rtdmd_lightning.evaluate", description=__doc__)
     parser.add_argument("--config", action="config", help="YAML file; several are merged, the last one wins")
     parser.add_argument("--resolution", type=PositiveInt, help="pixels a side, in place of every backbone's own")
     products = "of float32 matrix products on an accelerator: 'high' is TF32 where the device has it"
@@ -71,11 +72,12 @@ def parse(arguments: list[str]) -> tuple[Evaluation, Trainer, dict[str, Any]]:
     parser.add_class_arguments(Evaluation)
     parser.add_class_arguments(Trainer, "trainer")
     parser.set_defaults({"trainer.use_distributed_sampler": False})
-    config = parser.parse_args(expand_config_arguments(arguments))
-    if config.resolution is not None:
-        for entry in config.entries.values():
-            entry.backbone.init_args.resolution = config.resolution
+    expanded = expand_config_arguments(arguments)
     with refusals_of_libraries():
+        config = parser.parse_args(expanded)
+        if config.resolution is not None:
+            for entry in config.entries.values():
+                entry.backbone.init_args.resolution = config.resolution
         made = parser.instantiate(config)
     use_matmul_precision(config.float32_matmul_precision, made.trainer.strategy.root_device)
     evaluation = Evaluation(**{option.name: made[option.name] for option in fields(Evaluation)})

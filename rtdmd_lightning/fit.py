@@ -80,7 +80,7 @@ def parse(arguments: list[str], cli: type[FitCLI] = FitCLI) -> FitCLI:
             args=expanded,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"exit_on_error": False},
+            parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
             auto_configure_optimizers=False,
             run=False,
         )

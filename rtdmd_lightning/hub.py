@@ -9,26 +9,37 @@ use `hf auth login`.
 """
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
-import yaml
+from httpx2 import HTTPError, InvalidURL
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-from jsonargparse import ArgumentParser
+from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
 from rtdmd_lightning import roles as lora
 from rtdmd_lightning.convert import convert
 from rtdmd_lightning.models.families import family_of
 from rtdmd_lightning.models.folder import read_config
 from rtdmd_lightning.publishing.model_card import METHOD_FILE, Result, method_text, model_card
+from rtdmd_lightning.publishing.run_folder import recipe_of, scores_of
 from rtdmd_lightning.roles import Adapter, writing
-from rtdmd_lightning.utils.errors import UserError, readable_errors
+from rtdmd_lightning.utils.command_line import command_parser
+from rtdmd_lightning.utils.errors import UserError, first_line, readable_errors, require
+from rtdmd_lightning.utils.files import check_output
+from rtdmd_lightning.utils.json_text import read_json
 
 RESULT = "result.json"
+HUB_ERRORS = (
+    HTTPError,
+    InvalidURL,
+    EntryNotFoundError,
+    OSError,
+    ValueError,
+)  # no network, no such repository, no such name
 FETCHED = ["*/generator_ema.pt", "pytorch_lora_weights.safetensors", RESULT, "recipe.yaml", "README.md", METHOD_FILE]
 
 
@@ -52,6 +63,7 @@ def push(
         endpoint: another hub than huggingface.co.
         token: by default that of `hf auth login`.
     """
+    _check_id(repo_id)
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         result = gather(adapters, run, base, folder)
@@ -61,8 +73,8 @@ def push(
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
             commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"{result.method} adapters")
-        except (HfHubHTTPError, OfflineModeIsEnabled) as error:
-            raise UserError(f"the hub did not take {repo_id}: {error}") from error
+        except HUB_ERRORS as error:
+            raise UserError(f"the hub did not take {repo_id}: {first_line(error)}") from error
     return commit.commit_url
 
 
@@ -77,16 +89,18 @@ def pull(
         revision: a branch, tag or commit.
         endpoint, token: see `push`.
     """
+    _check_id(repo_id)
+    check_output(out, "--out")
     api = HfApi(endpoint=endpoint, token=token)
     try:
         api.snapshot_download(repo_id, revision=revision, local_dir=out, allow_patterns=FETCHED)
-    except (HfHubHTTPError, OfflineModeIsEnabled) as error:
-        raise UserError(f"the hub did not give {repo_id}: {error}") from error
+    except HUB_ERRORS as error:
+        raise UserError(f"the hub did not give {repo_id}: {first_line(error)}") from error
     if not (out / RESULT).is_file():
         raise UserError(
             f"{repo_id} is no result of this project: it has no {RESULT} (fetch its files with `hf download`)"
         )
-    folders = [str(out / name) for name in json.loads((out / RESULT).read_text())["adapters"]]
+    folders = [str(out / name) for name in _adapters_of(out / RESULT)]
     for folder in folders:
         lora.read(folder)
     return folders
@@ -94,7 +108,7 @@ def pull(
 
 def gather(adapters: Sequence[str], run: Path, base: str | None, folder: Path) -> Result:
     """Write everything but the card into a folder. Raises UserError where an adapter does not fit or a file is missing."""
-    config = _config(run)
+    config = recipe_of(run)
     backbone = config["model"]["init_args"]["backbone"]["init_args"]
     trained_on = (
         backbone.get("generator_pretrained") or backbone["pretrained"]
@@ -112,7 +126,7 @@ def gather(adapters: Sequence[str], run: Path, base: str | None, folder: Path) -
         pipeline=family.pipeline_class.__name__,
         guidance_scale=backbone["guidance"] if distilled else 1.0,
         config=config,
-        scores=_scores(run),
+        scores=scores_of(run),
     )
     (folder / "recipe.yaml").write_text(result.recipe, encoding="utf-8")
     told = {"base": result.base, "adapters": names, "steps": result.steps, "eta": result.eta, "scores": result.scores}
@@ -120,34 +134,30 @@ def gather(adapters: Sequence[str], run: Path, base: str | None, folder: Path) -
     return result
 
 
-def _config(run: Path) -> dict[str, Any]:
-    """What of a run's configuration is its recipe: the trainer's part is about one machine."""
-    path = run / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"the run {run} has no config.yaml; give the log folder that training wrote")
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return {
-        "seed_everything": config["seed_everything"],
-        "max_steps": config["trainer"]["max_steps"],
-        "model": config["model"],
-        "data": config["data"],
-    }
-
-
-def _scores(run: Path) -> dict[str, float]:
-    """The last evaluation of the run, if it was ever evaluated."""
-    path = run / "eval.jsonl"
-    if not path.is_file():
-        return {}
-    last = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
-    return {name: value for name, value in last.items() if name == "step" or name.startswith("eval/")}
-
-
 def _names(adapters: Sequence[str]) -> list[str]:
     paths = [Path(path).resolve() for path in adapters]
     names = [path.name if path.is_dir() else path.parent.name for path in paths]
-    if not names or len(set(names)) != len(names):
+    if not all(names) or len(set(names)) != len(names) or not names:
         raise UserError(f"adapters are named after their folders, which must differ: {names}")
+    return names
+
+
+def _check_id(repo_id: str) -> None:
+    try:
+        validate_repo_id(repo_id)
+    except ValueError as error:
+        raise UserError(f"--repo_id {repo_id!r}: {first_line(error)}") from error
+
+
+def _adapters_of(result: Path) -> list[str]:
+    """The names in a fetched `result.json`, which somebody else wrote: each must be a folder beside it."""
+    content = read_json(result)
+    names = content.get("adapters", []) if isinstance(content, dict) else []
+    if not isinstance(names, list) or not names:
+        raise UserError(f"{result} must be an object with a list of names under 'adapters'")
+    for name in names:
+        inside = isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name and "\0" not in name
+        require(inside, f"{result}: the adapter {name!r} is no name of a folder beside it")
     return names
 
 
@@ -157,13 +167,13 @@ def _ranks(adapter: Adapter) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    pushing, pulling = ArgumentParser(exit_on_error=False), ArgumentParser(exit_on_error=False)
+    pushing, pulling = command_parser(), command_parser()
     pushing.add_argument(
         "--adapters", nargs="+", type=str, required=True, help="files or folders, in the stack's order"
     )
     pushing.add_function_arguments(push, skip={"adapters"})
     pulling.add_function_arguments(pull)
-    parser = ArgumentParser(prog="python -m rtdmd_lightning.hub", exit_on_error=False)
+    parser = command_parser(prog="python -m rtdmd_lightning.hub")
     commands = parser.add_subcommands()
     commands.add_subcommand("push", pushing, help="publish a result")
     commands.add_subcommand("pull", pulling, help="fetch a result")
@@ -171,7 +181,7 @@ def main(arguments: list[str]) -> None:
     if options["subcommand"] == "push":
         print(f"published: {push(**options['push'])}")
     else:
-        print(f"--adapters {' '.join(pull(**options['pull']))}")
+        print(f"--adapters {shlex.join(pull(**options['pull']))}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from rtdmd_lightning.shapes.dataset import sample_pairs
 from rtdmd_lightning.shapes.text import build_silent_t5
 from rtdmd_lightning.utils.command_line import run_command
 from rtdmd_lightning.utils.errors import readable_errors
+from rtdmd_lightning.utils.files import allow_reading
 
 TRAINING_PAIRS = 150_000
 
@@ -77,6 +78,7 @@ def save_folder(pipeline: StableDiffusion3Pipeline, output: Path) -> None:
     pipeline.register_modules(text_encoder_3=text_encoder_3, tokenizer_3=tokenizer_3)
     pipeline.save_pretrained(output)
     pipeline.transformer.half().save_pretrained(output / "transformer")
+    allow_reading(output)
 
 
 if __name__ == "__main__":

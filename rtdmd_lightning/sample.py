@@ -13,8 +13,6 @@ from json import dumps
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentParser
-
 from rtdmd_lightning.data.prompts import load_prompts
 from rtdmd_lightning.evaluation.images import write_image
 from rtdmd_lightning.evaluation.tasks import in_batches
@@ -22,8 +20,10 @@ from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.models.families import open_backbone
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.roles.inference import InferenceModel, even_steps
+from rtdmd_lightning.utils.command_line import command_parser
 from rtdmd_lightning.utils.errors import UserError, readable_errors
-from rtdmd_lightning.utils.files import write_text
+from rtdmd_lightning.utils.files import check_output, write_text
+from rtdmd_lightning.utils.json_text import check_letters
 from rtdmd_lightning.utils.processes import MatmulPrecision, process_device, processes, use_matmul_precision
 
 RECORD = "sample.json"
@@ -76,6 +76,7 @@ class Job:
             raise UserError("give either --prompt or --prompts")
         if self.images_per_prompt < 1 or self.batch_size < 1:
             raise UserError("--images_per_prompt and --batch_size must be at least 1")
+        check_letters(list(self.prompt), "--prompt")
         prompts = list(self.prompt) or [entry["prompt"] for entry in load_prompts(str(self.prompts))]
         return [prompt for prompt in prompts for _ in range(self.images_per_prompt)]
 
@@ -93,6 +94,7 @@ class Job:
 def sample(job: Job) -> Path:
     """Draw this process's share; returns the record, which is there once all processes are done."""
     prompts = job.all_prompts()
+    check_output(job.out, "--out")
     backbone = open_backbone(job.base, job.resolution, job.backbone)
     model = job.model(backbone)
     with processes() as (rank, world_size):
@@ -140,7 +142,7 @@ def _digests(path: Path) -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> None:
-    parser = ArgumentParser(prog="python -m rtdmd_lightning.sample", exit_on_error=False)
+    parser = command_parser(prog="python -m rtdmd_lightning.sample")
     parser.add_argument("--adapters", nargs="*", type=str, default=[], help="files or folders, applied in this order")
     parser.add_argument("--prompt", nargs="*", type=str, default=[], help="one or several prompts")
     parser.add_class_arguments(Job, skip={"adapters", "prompt"})

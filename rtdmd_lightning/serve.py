@@ -14,11 +14,12 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from rtdmd_lightning.rewards.base import Reward
-from rtdmd_lightning.rewards.registry import reward_class
+from rtdmd_lightning.rewards.registry import check_reward, reward_class
 from rtdmd_lightning.rewards.serving.http_server import RewardServer
 from rtdmd_lightning.rewards.serving.scoring_queue import ScoringQueue, score_forever
 from rtdmd_lightning.rewards.serving.wire import TOKEN_VARIABLE, read_token
 from rtdmd_lightning.utils.command_line import run_command
+from rtdmd_lightning.utils.configuration import refusals_of_libraries
 from rtdmd_lightning.utils.errors import UserError, readable_errors
 from rtdmd_lightning.utils.processes import process_device
 
@@ -31,6 +32,7 @@ def serve(
     device: str | None = None,
     batch_size: int = 8,
     max_megabytes: int = 256,
+    max_megapixels: int = 256,
     max_waiting: int = 1024,
     token_file: Path | None = None,
 ) -> None:
@@ -44,13 +46,17 @@ def serve(
         device: to score on; by default an accelerator where there is one.
         batch_size: images scored at a time, from however many requests.
         max_megabytes: a larger request is refused.
+        max_megapixels: of all images that wait (3 bytes of memory a pixel), 2^20 pixels each; a request that holds more is
+            refused. It is counted before a picture is unpacked.
         max_waiting: images that may wait; a client that finds the queue full tries again later.
         token_file: holds the token; without it the environment variable RTDMD_REWARD_TOKEN does.
     """
-    if min(batch_size, max_megabytes, max_waiting) < 1:
-        raise UserError("--batch_size, --max_megabytes and --max_waiting must be at least 1")
+    if min(batch_size, max_megabytes, max_megapixels, max_waiting) < 1:
+        raise UserError("--batch_size, --max_megabytes, --max_megapixels and --max_waiting must be at least 1")
+    if not 0 <= port < 2**16:
+        raise UserError(f"--port must lie between 0 and 65535, not {port}")
     place, served = process_device(device), build_reward(reward, options or {})
-    queue = ScoringQueue(batch_size, max_waiting)
+    queue = ScoringQueue(batch_size, max_waiting, max_megapixels * 2**20)
     token = required_token(host, token_file)
     server = RewardServer((host, port), served, queue, token, max_megabytes * 2**20)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -66,8 +72,11 @@ def serve(
 def build_reward(name: str, options: dict[str, Any]) -> Reward:
     """The reward of that name or import path, its arguments checked against their types as in a config."""
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(reward_class(name), "options")
-    return parser.instantiate(parser.parse_object({"options": options} if options else {})).options
+    with refusals_of_libraries():
+        parser.add_class_arguments(reward_class(name), "options")
+        reward = parser.instantiate(parser.parse_object({"options": options} if options else {})).options
+    check_reward(reward)
+    return reward
 
 
 def required_token(host: str, token_file: Path | None) -> str | None:

@@ -34,6 +34,10 @@ SHIPPED = sorted(
         ("--model.sampler.steps=[250,1000]", "model.sampler.steps"),
         ("--model.initial_adapter=/nowhere.pt", "/nowhere.pt"),
         ("--ckpt_path=/nowhere.ckpt", "/nowhere.ckpt"),
+        ("--ckpt_path=", "--ckpt_path wants a checkpoint"),
+        ("--model.batch=3", "'batch'"),
+        ("--seed_every=3", "seed_every"),
+        ("--config=.", "is a folder"),
         ("--config=/nowhere.yaml", "/nowhere.yaml"),
     ],
 )

@@ -293,12 +293,33 @@ def refused(capsys, config: Path, *arguments: str) -> str:
         ("--entries.teacher.published=baseline", "the entry 'teacher': published must be one of 'RTDMD', 'teacher'"),
         ("--gallery.no_such_key=1", "no_such_key"),
         ("--gallery.side_by_side=0", "side_by_side"),
+        ("--gallery.side=0", "gallery.side"),
+        ("--gallery.prompts=-1", "gallery.prompts"),
+        ("--output=/proc/version", "--output must be a folder"),
+        ("--batch=3", "--batch"),
         ("--config=/nowhere.yaml", "/nowhere.yaml"),
     ],
 )
 def test_bad_input_is_one_sentence_that_names_it(config, capsys, option, wanted):
     assert wanted in refused(capsys, config, option)
     assert not (config.parent / "out").exists()
+
+
+def test_sets_whose_pictures_would_be_one_file(config, capsys):
+    twice = "{prompts: 'shapes:held_out:1', rewards: [tests.support.redness.RednessReward]}"
+    sentence = refused(capsys, config, f"--sets={{a set: {twice}, 'A Set!': {twice}}}")
+    assert "the sets 'a set', 'A Set!'" in sentence
+
+
+def test_tags_that_are_no_texts(config, tmp_path, capsys):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a", "tag": "x"}\n{"prompt": "b", "tag": 3}\n')
+    sentence = refused(capsys, config, f"--sets.own.prompts={tmp_path / 'prompts.jsonl'}")
+    assert "line 2: its 'tag' must be a text, not 3" in sentence
+
+
+def test_a_reward_that_fails_names_itself_and_the_image(config, again, capsys):
+    sentence = refused(capsys, config, f"--output={again}", "--sets.own.rewards=[tests.support.redness.ListReward]")
+    assert "'redness' returned a list" in sentence and ".png" in sentence
 
 
 def test_rewards_of_one_name(config, capsys):

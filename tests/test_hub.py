@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 
 import huggingface_hub.constants
 import pytest
@@ -208,6 +209,138 @@ def test_what_the_hub_refuses_is_told(server, stages, tmp_path):
     server.repositories["someone/else"] = {"README.md": b"other"}
     with pytest.raises(UserError, match=r"no result of this project: it has no result\.json"):
         hub.pull("someone/else", tmp_path / "out", endpoint=server.endpoint, token=TOKEN)
+
+
+def test_a_revision_is_fetched_where_one_is_asked_for(server, stages, tmp_path):
+    push(server, stages)
+    older = dict(server.repositories[NAME])
+    result = json.loads(older["result.json"])
+    older["result.json"] = json.dumps(result | {"adapters": ["rtdmd"]}).encode()
+    server.revisions[f"{NAME}@v1"] = older
+    options = {"endpoint": server.endpoint, "token": TOKEN}
+    assert hub.pull(NAME, tmp_path / "old", revision="v1", **options) == [str(tmp_path / "old" / "rtdmd")]
+    assert len(hub.pull(NAME, tmp_path / "new", **options)) == 2
+
+
+def test_a_generator_with_its_own_distilled_base_is_published_with_that_base_and_its_guidance(stages, tmp_path):
+    """FLUX.2's student starts from another base than its teacher: the adapters fit, and the card names, the student's."""
+    save_tiny_flux(tmp_path / "teacher", guidance_embeds=False)
+    save_tiny_flux(tmp_path / "student base", guidance_embeds=True)
+    layer = "transformer_blocks.0.attn.to_q"
+    state = {f"{layer}.lora_A.default.weight": torch.randn(2, 32), f"{layer}.lora_B.default.weight": torch.randn(32, 2)}
+    (tmp_path / "my student").mkdir()
+    torch.save(state, tmp_path / "my student" / "generator_ema.pt")
+    path = stages[1] / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    bases = {"pretrained": str(tmp_path / "teacher"), "generator_pretrained": str(tmp_path / "student base")}
+    config["model"]["init_args"]["backbone"]["init_args"] |= bases | {"guidance": 2.5}
+    path.write_text(yaml.safe_dump(config))
+    (tmp_path / "gathered").mkdir()
+    result = hub.gather([str(tmp_path / "my student")], stages[1], None, tmp_path / "gathered")
+    assert result.base == str(tmp_path / "student base") and result.guidance_scale == 2.5
+    assert json.loads((tmp_path / "gathered" / "result.json").read_text())["base"] == result.base
+    text = model_card(result, NAME).text
+    command = text.split("rtdmd_lightning.sample")[1].split("--resolution")[0].replace("\\\n", " ")
+    words = shlex.split(command)
+    assert words[words.index("--base") + 1] == str(tmp_path / "teacher")
+    assert json.loads(words[words.index("--backbone") + 1])["generator_pretrained"] == result.base
+    assert words[words.index("--adapters") + 1] == "tiny-rtdmd/my student"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[]",
+        b"{",
+        b'{"adapters": 3}',
+        b'{"adapters": []}',
+        b'{"adapters": [3]}',
+        b'{"adapters": [".."]}',
+        b'{"adapters": ["../../x"]}',
+        b'{"adapters": ["/etc"]}',
+        b'{"adapters": ["\\ud800"]}',
+        b"[" * 100_000,
+    ],
+)
+def test_a_result_that_leads_elsewhere_or_nowhere_is_refused(server, content, tmp_path):
+    server.repositories["someone/else"] = {"result.json": content}
+    with pytest.raises(UserError, match=r"result\.json"):
+        hub.pull("someone/else", tmp_path / "out", endpoint=server.endpoint, token=TOKEN)
+
+
+def test_a_file_that_would_leave_the_folder_is_not_fetched(server, tmp_path):
+    server.repositories["someone/else"] = {
+        "../evil/generator_ema.pt": b"evil",
+        "result.json": b'{"adapters": ["evil"]}',
+    }
+    with pytest.raises(UserError, match="the hub did not give someone/else"):
+        hub.pull("someone/else", tmp_path / "deep" / "out", endpoint=server.endpoint, token=TOKEN)
+    assert not list(tmp_path.rglob("evil"))
+
+
+@pytest.mark.parametrize("repo_id", ["", "a b", "../x", "a/b/c", "a" * 300, "a/.."])
+def test_a_malformed_id_is_refused_before_anything_is_read(repo_id, tmp_path):
+    with pytest.raises(UserError, match="--repo_id"):
+        hub.pull(repo_id, tmp_path / "out")
+    with pytest.raises(UserError, match="--repo_id"):
+        hub.push(["/nowhere"], tmp_path, repo_id)
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "nonsense", "http://[bad"])
+def test_a_hub_that_cannot_be_reached_is_told(endpoint, stages, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match="the hub did not give someone/tiny-rtdmd"):
+        hub.pull(NAME, tmp_path / "out", endpoint=endpoint, token=TOKEN)
+    with pytest.raises(UserError, match="the hub did not take someone/tiny-rtdmd"):
+        hub.push(stages[0], stages[1], NAME, endpoint=endpoint, token=TOKEN)
+
+
+def test_offline_is_told(stages, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match="the hub did not give"):
+        hub.pull(NAME, tmp_path / "out", token=TOKEN)
+    with pytest.raises(UserError, match="the hub did not take"):
+        hub.push(stages[0], stages[1], NAME, token=TOKEN)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "wanted"),
+    [
+        ("config.yaml", "", "it lacks"),
+        ("config.yaml", "a: 1", "it lacks 'seed_everything'"),
+        ("config.yaml", "a: [", "not valid YAML"),
+        (
+            "config.yaml",
+            "seed_everything: 0\ntrainer: {max_steps: 1}\nmodel: {init_args: {}}\ndata: {}",
+            "it lacks 'sampler'",
+        ),
+        ("eval.jsonl", "", "is empty"),
+        ("eval.jsonl", "{", "line 1 is not JSON"),
+        ("eval.jsonl", "[1]", "line 1 is no evaluation"),
+    ],
+)
+def test_a_run_that_is_none_is_told_by_its_file(file, content, wanted, stages, tmp_path):
+    (stages[1] / file).write_text(content)
+    (tmp_path / "gathered").mkdir()
+    with pytest.raises(UserError, match=wanted) as caught:
+        hub.gather(stages[0], stages[1], None, tmp_path / "gathered")
+    assert file in str(caught.value)
+
+
+def test_what_pull_prints_is_for_a_shell(server, stages, tmp_path, capsys):
+    push(server, stages)
+    out = tmp_path / "two words; rm -rf"
+    hub.main(["pull", f"--repo_id={NAME}", f"--endpoint={server.endpoint}", f"--token={TOKEN}", f"--out={out}"])
+    printed = capsys.readouterr().out.splitlines()[-1]
+    assert shlex.split(printed) == ["--adapters", str(out / "cold_start"), str(out / "rtdmd")]
+
+
+def test_pull_into_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--out must be a folder"):
+        hub.pull(NAME, tmp_path / "file")
 
 
 def test_nothing_is_sent_of_a_stack_that_does_not_fit(server, stages, tmp_path):

@@ -65,7 +65,7 @@ def test_a_reward_by_name_or_import_path_with_its_arguments(tmp_path):
 
 
 def test_a_port_that_is_taken_is_told():
-    queue = ScoringQueue(1, 1)
+    queue = ScoringQueue(1, 1, 1)
     with (
         RewardServer(("127.0.0.1", 0), ShapesReward(), queue, None, 1) as server,
         pytest.raises(UserError, match=f"cannot listen on 127.0.0.1, port {server.server_port}"),
@@ -90,12 +90,29 @@ def ask(url: str, method: str, path: str, body: bytes | None = None, headers: di
 
 
 def test_health_before_and_after_loading():
-    queue = ScoringQueue(1, 1)
+    queue = ScoringQueue(1, 1, 1)
     with RewardServer(("127.0.0.1", 0), ShapesReward(), queue, None, 1) as server:
         told = {"reward": "shapes", "reported_scale": 1.0, "ready": False, "scored": 0, "waiting": 0}
         assert server.health() == told
     with served(ShapesReward()) as url:
         assert ask(url, "GET", "/health") == (200, told | {"ready": True})
+
+
+@pytest.mark.parametrize("port", [-1, 65536, 10**9])
+def test_a_port_that_is_none_is_told(port):
+    with pytest.raises(UserError, match="--port must lie between 0 and 65535"):
+        serve("shapes", port=port)
+
+
+def test_pictures_that_would_unfold_into_gigabytes_are_refused_by_their_headers(tmp_path):
+    reward = CountingReward(str(tmp_path))
+    small = encode("counting", torch.zeros(1, 3, 40, 50), ["a"], [{"n": 0}])
+    large = encode("counting", torch.zeros(2, 3, 40, 50), ["a", "b"], [{"n": 0}] * 2)
+    with served(reward, max_pixels=3999) as url:
+        status, answer = ask(url, "PUT", f"/scores/{KEY}", large)
+        assert status == 413 and "4000 pixels is larger than 3999" in answer["error"]
+        assert ask(url, "GET", f"/scores/{KEY}")[0] == 404
+        assert ask(url, "PUT", f"/scores/{KEY}", small)[0] == 202
 
 
 def test_requests_that_make_no_sense_are_refused(tmp_path):
@@ -111,6 +128,8 @@ def test_requests_that_make_no_sense_are_refused(tmp_path):
         assert ask(url, "PUT", f"/scores/{KEY}", good, {"Content-Length": "-1"})[0] == 411
         assert ask(url, "PUT", f"/scores/{KEY}", iter([good]), {"Transfer-Encoding": "chunked"})[0] == 411
         assert ask(url, "PUT", f"/scores/{KEY}", b" " * 1001)[0] == 413
+        assert ask(url, "PUT", f"/scores/{KEY}", good, {"Content-Length": "9" * 5000})[0] == 400
+        assert ask(url, "PUT", f"/scores/{KEY}", json.dumps(json.loads(good) | {"images": ["é"]}).encode())[0] == 400
         assert ask(url, "GET", f"/scores/{KEY}")[0] == 404 and not (tmp_path / "scored").exists()
         assert ask(url, "PUT", f"/scores/{KEY}", good)[0] == 202
         wait_until(lambda: ask(url, "GET", f"/scores/{KEY}")[0] == 200)

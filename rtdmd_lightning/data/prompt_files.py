@@ -1,10 +1,10 @@
 """Prompt files: which formats there are, and which file of a folder is meant."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from rtdmd_lightning.utils.errors import UserError
+from rtdmd_lightning.utils.errors import UserError, require
+from rtdmd_lightning.utils.json_text import parse_json
 
 SUFFIXES = (".txt", ".jsonl", ".json")
 OF_A_SPLIT = ("{}_metadata.jsonl", "{}.jsonl", "{}.json", "{}.txt")
@@ -49,12 +49,12 @@ def _parse_lines(path: Path, text: str) -> list[dict]:
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if path.suffix == ".txt":
         return [{"prompt": line} for _, line in lines]
-    return [_checked(f"{path} line {number}", _parse_json(f"{path} line {number}", line)) for number, line in lines]
+    return [_checked(f"{path} line {number}", parse_json(line, f"{path} line {number}")) for number, line in lines]
 
 
 def _parse_list(path: Path, text: str) -> list[dict]:
     """Texts and objects may be mixed."""
-    entries = _parse_json(str(path), text) if text.strip() else []
+    entries = parse_json(text, str(path)) if text.strip() else []
     if not isinstance(entries, list):
         raise UserError(f"{path} must be a list of texts, or of objects with a text under 'prompt'")
     return [
@@ -63,15 +63,8 @@ def _parse_list(path: Path, text: str) -> list[dict]:
     ]
 
 
-def _parse_json(place: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        at = f" (line {error.lineno})" if "\n" in text else ""
-        raise UserError(f"{place} is not JSON: {error.msg}{at}") from error
-
-
 def _checked(place: str, entry: Any) -> dict:
     if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str) or not entry["prompt"].strip():
         raise UserError(f"{place} must be an object with a non-empty text under 'prompt'")
+    require(isinstance(entry.get("tag", ""), str), f"{place}: its 'tag' must be a text, not {entry.get('tag')!r}")
     return entry

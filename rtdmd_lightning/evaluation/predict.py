@@ -15,8 +15,10 @@ from torchmetrics import Metric
 from rtdmd_lightning.evaluation.images import read_image, write_image
 from rtdmd_lightning.evaluation.tasks import ImageTask
 from rtdmd_lightning.rewards.base import Reward
+from rtdmd_lightning.rewards.mixture import RewardError, one_score_each
 from rtdmd_lightning.roles.inference import InferenceModel
 from rtdmd_lightning.utils.errors import UserError
+from rtdmd_lightning.utils.own_code import errors_of_own_code
 
 
 class BatchModule(L.LightningModule):
@@ -113,14 +115,18 @@ class ScoreImages(BatchModule):
     def on_predict_start(self) -> None:
         # The config's own stays without weights: nine scorers together would fill the memory.
         self.loaded = copy.deepcopy(self.reward)
-        self.loaded.to(self.device)
+        with errors_of_own_code():
+            self.loaded.to(self.device)
 
     def predict_step(self, batch: int) -> int:
         """Scores a batch; returns how many images that was."""
         tasks = self.batches[batch]
         images = torch.stack([read_image(task.path) for task in tasks]).to(self.device)
         prompts, metadata = [task.prompt for task in tasks], [task.metadata for task in tasks]
-        scores = self.loaded.score(images, prompts, metadata) * self.loaded.reported_scale
+        try:
+            scores = one_score_each(self.loaded, images, prompts, metadata) * self.loaded.reported_scale
+        except RewardError as error:
+            raise UserError(f"{error} (the images are {tasks[0].path} and those after it)") from error
         for score, task in zip(scores.tolist(), tasks, strict=True):
             if not math.isfinite(score):
                 raise UserError(f"the reward {self.reward.name} gives {score} for {task.path} ({task.prompt!r})")

@@ -4,14 +4,16 @@ import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from rtdmd_lightning import roles as adapters
 from rtdmd_lightning.evaluation.published import KINDS
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.rewards.base import Reward
+from rtdmd_lightning.rewards.registry import check_reward
 from rtdmd_lightning.roles.inference import METHOD_STEPS, InferenceModel
 from rtdmd_lightning.utils.errors import UserError, require
+from rtdmd_lightning.utils.files import slug
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ class Gallery:
     side_by_side: prompts in the picture of every set, spread likewise.
     """
 
-    prompts: int = 200
-    side: int = 320
+    prompts: NonNegativeInt = 200  # type: ignore[valid-type]
+    side: PositiveInt = 320  # type: ignore[valid-type]
     side_by_side: PositiveInt = 12  # type: ignore[valid-type]
 
 
@@ -77,7 +79,13 @@ def check_settings(entries: dict[str, Entry], sets: dict[str, PromptSet], baseli
         raise UserError("an evaluation wants at least one entry under 'entries' and one prompt set under 'sets'")
     if baseline not in entries:
         raise UserError(f"the baseline {baseline!r} is not one of the entries: {_quoted(entries)}")
+    slugs = [slug(name) for name in sets]
+    require(
+        len(set(slugs)) == len(sets), f"the sets {_quoted(sets)} must differ in more than what file names leave out"
+    )
     for name, prompt_set in sets.items():
+        for reward in prompt_set.rewards:
+            check_reward(reward)
         rewards = [reward.name for reward in prompt_set.rewards]
         if not rewards or len(set(rewards)) != len(rewards):
             raise UserError(f"the rewards of the set {name!r} must be named and differ, not {rewards}")

@@ -26,6 +26,7 @@ def check_start(
     `precision` is what was asked for: on a CPU Lightning puts another in the place of some. `ckpt_path` is a checkpoint, or
     "last": this run's own last one, and where it has saved none yet, the beginning.
     """
+    require(ckpt_path != "", "--ckpt_path wants a checkpoint, or 'last'; leave it out to begin")
     check_trainer(trainer, precision)
     samples_per_process(module.batch_size, trainer.world_size)
     module.check()

@@ -21,6 +21,7 @@ from rtdmd_lightning.pretraining.clip_pairs import Pairs, all_contents
 from rtdmd_lightning.rewards.preprocess import ClipPreprocess
 from rtdmd_lightning.shapes.text import MAX_PROMPT_TOKENS, build_tokenizer
 from rtdmd_lightning.shapes.world import IMAGE_SIZE
+from rtdmd_lightning.utils.files import allow_reading
 
 PATCH, WIDTH, VISION_LAYERS, TEXT_LAYERS, HEADS, JOINT = 8, 128, 4, 2, 4, 64
 BATCH_SIZE = 128
@@ -136,3 +137,4 @@ def save_folder(module: ClipModule, output: Path) -> None:
     module.model.half().save_pretrained(output)
     module.processor.image_processor.save_pretrained(output)  # part by part: the layout of the published models
     module.processor.tokenizer.save_pretrained(output)
+    allow_reading(output)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ import torch
 from diffusers import {{ pipeline }}
 from rtdmd_lightning import CPSScheduler
 
-pipe = {{ pipeline }}.from_pretrained("{{ base }}", torch_dtype=torch.bfloat16)
+pipe = {{ pipeline }}.from_pretrained({{ quoted_base }}, torch_dtype=torch.bfloat16)
 pipe.load_lora_weights("{{ repo_id }}")
 pipe.scheduler = CPSScheduler.from_config(pipe.scheduler.config, eta={{ eta }})
 image = pipe(
@@ -66,7 +67,7 @@ Its steps are not evenly spaced, which a pipeline would take them to be: draw wi
 Each adapter alone is a plain state dict, `NAME/generator_ema.pt`. They are stacked, never loaded into one place:
 
     python -m rtdmd_lightning.hub pull --repo_id {{ repo_id }} --out {{ name }}
-    python -m rtdmd_lightning.sample --base {{ sample_base }} --backbone '{{ backbone }}' --adapters {{ pulled }} \\
+    python -m rtdmd_lightning.sample --base {{ sample_base }} --backbone {{ backbone }} --adapters {{ pulled }} \\
         --resolution {{ resolution }} --steps "{{ steps }}" --eta {{ eta }} --prompt "{{ prompt }}" --out images
 
 ## Scores
@@ -163,9 +164,10 @@ def model_card(result: Result, repo_id: str, prompt: str = "a photo of two red c
         method=result.method,
         method_file=METHOD_FILE,
         adapters=" → ".join(f"`{adapter}` ({rank})" for adapter, rank in result.adapters.items()),
-        pulled=" ".join(f"{name}/{adapter}" for adapter in result.adapters),
-        sample_base=result.sample_base,
-        backbone=json.dumps(result.backbone),
+        quoted_base=json.dumps(result.base, ensure_ascii=False),
+        pulled=shlex.join(f"{name}/{adapter}" for adapter in result.adapters),
+        sample_base=shlex.quote(result.sample_base),
+        backbone=shlex.quote(json.dumps(result.backbone)),
         steps=result.steps,
         eta=result.eta,
         resolution=result.resolution,

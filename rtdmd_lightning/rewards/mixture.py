@@ -1,9 +1,12 @@
 """Several rewards as one: scored together by name, and summed where a gradient is wanted."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from rtdmd_lightning.rewards.base import Reward
+from rtdmd_lightning.rewards.registry import check_reward
 from rtdmd_lightning.utils.errors import UserError, require
 
 
@@ -37,6 +40,8 @@ class RewardMixture:
     def __init__(
         self, rewards: list[Reward], weights: dict[str, float], back_propagated: list[str] | None = None
     ) -> None:
+        for reward in rewards:
+            check_reward(reward)
         names = [reward.name for reward in rewards]
         if not rewards or len(set(names)) != len(names):
             raise UserError(f"a mixture wants one or more rewards of different names, not {names}")
@@ -82,15 +87,7 @@ class RewardMixture:
 
 def checked_score(reward: Reward, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
     """A reward's scores `[B]`. Raises RewardError as `RewardMixture.score` does."""
-    try:
-        score = reward.score(images, prompts, metadata)
-    except RewardGone:
-        raise  # to ask for each prompt alone would be to wait as long again, and blame the first
-    except Exception as error:
-        prompt = _culprit(reward, images, prompts, metadata)
-        raise RewardError(f"the reward {reward.name!r} failed on {prompt}: {error!r}") from error
-    if score.shape != (len(prompts),):
-        raise RewardError(f"the reward {reward.name!r} returned {tuple(score.shape)} for {len(prompts)} prompts")
+    score = one_score_each(reward, images, prompts, metadata)
     finite = torch.isfinite(score.detach())
     if not finite.all():
         first = int(finite.logical_not().nonzero()[0])
@@ -100,13 +97,39 @@ def checked_score(reward: Reward, images: Tensor, prompts: list[str], metadata: 
     return score
 
 
+def one_score_each(reward: Reward, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
+    """The same, whatever the numbers are: NaN and infinities are let through."""
+    version = None if images.is_inference() else images._version
+    try:
+        score = reward.score(images, prompts, metadata)
+    except RewardGone:
+        raise  # to ask for each prompt alone would be to wait as long again, and blame the first
+    except (Exception, SystemExit) as error:
+        prompt = _culprit(reward, images, prompts, metadata)
+        raise RewardError(f"the reward {reward.name!r} failed on {prompt}: {error!r}") from error
+    if version is not None and images._version != version:
+        raise RewardError(f"the reward {reward.name!r} changes the images that it is given: work on a copy of them")
+    check_scores(reward.name, score, len(prompts))
+    return score
+
+
+def check_scores(name: str, score: Any, count: int) -> None:
+    """Raises RewardError unless a reward returned a tensor `[count]` of real numbers."""
+    if not isinstance(score, Tensor):
+        raise RewardError(f"the reward {name!r} returned a {type(score).__name__}, not a tensor of {count} scores")
+    if score.shape != (count,):
+        raise RewardError(f"the reward {name!r} returned {tuple(score.shape)} for {count} prompts")
+    if score.is_complex():
+        raise RewardError(f"the reward {name!r} returned {score.dtype} numbers; scores are real numbers")
+
+
 @torch.no_grad()
 def _culprit(reward: Reward, images: Tensor, prompts: list[str], metadata: list[dict]) -> str:
     """Which prompt a reward fails on: it is asked once more for each image alone, up to the first that fails again."""
     for index, prompt in enumerate(prompts):
         try:
             reward.score(images[index : index + 1], [prompt], metadata[index : index + 1])
-        except Exception:
+        except (Exception, SystemExit):
             return f"the prompt {prompt!r}"
     return f"a batch of {len(prompts)}, though on none of its prompts alone, the first of which is {prompts[0]!r}"
 

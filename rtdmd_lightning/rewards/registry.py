@@ -1,9 +1,10 @@
 """The rewards by their fixed names. Import paths, so that asking for one does not import the packages of all."""
 
-import importlib
+import inspect
 
 from rtdmd_lightning.rewards.base import Reward
-from rtdmd_lightning.utils.errors import UserError
+from rtdmd_lightning.utils.errors import UserError, require
+from rtdmd_lightning.utils.own_code import import_module
 
 REWARDS = {
     "aesthetic": "rtdmd_lightning.rewards.aesthetic.AestheticReward",
@@ -29,9 +30,25 @@ def reward_class(name: str) -> type[Reward]:
     if not module:
         raise UserError(f"there is no reward {name!r}; known are {', '.join(REWARDS)}, or give a class path")
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        found = getattr(import_module(module), attribute)
+    except AttributeError as error:
         raise UserError(f"the reward {name!r} cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Reward)):
         raise UserError(f"{path} is not a subclass of rtdmd_lightning.rewards.base.Reward")
+    require(not inspect.isabstract(found), f"{path} is abstract: it wants the methods {_named(found)}")
     return found
+
+
+def _named(abstract: type) -> str:
+    return ", ".join(sorted(abstract.__abstractmethods__))  # type: ignore[attr-defined]
+
+
+def check_reward(reward: Reward) -> None:
+    """Raises UserError for a reward of one's own without a `name`, which tables and weights know it by, or `differentiable`."""
+    kind = type(reward).__name__
+    try:
+        name, differentiable = reward.name, reward.differentiable
+    except AttributeError as error:
+        raise UserError(f"the class {kind} wants a name and differentiable: {error}") from error
+    require(isinstance(name, str) and name != "", f"{kind}.name must be a text, not {name!r}")
+    require(isinstance(differentiable, bool), f"{kind}.differentiable must be True or False, not {differentiable!r}")

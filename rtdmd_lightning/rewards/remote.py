@@ -21,6 +21,7 @@ from rtdmd_lightning.utils.errors import UserError
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between attempts, doubled each time
 ANSWERED, REFUSED = (200, 202, 404, 422), (400, 401, 409, 411, 413)
+TOO_LARGE = "; lower images_per_request, or serve with more --max_megabytes or --max_megapixels"
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ class RemoteReward(Reward):
                 lost = True
             else:
                 if status in REFUSED:
-                    hint = "; lower images_per_request, or serve with more --max_megabytes" if status == 413 else ""
+                    hint = TOO_LARGE if status == 413 else ""
                     raise UserError(f"{self.name}: {self.url} refused a request: {answer['error']}{hint}")
                 if lost:
                     log.warning("%s: %s is back", self.name, self.url)

@@ -7,10 +7,8 @@ backward pass, with whatever adapters are active *then*: a loss must be back-pro
 
 import contextlib
 import math
-import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -92,19 +90,6 @@ def adapter_state_dict(transformer: nn.Module, name: str) -> dict[str, Tensor]:
     """The adapter in METHOD section 5's format: `<module path>.lora_A.default.weight` and `.lora_B.default.weight`."""
     parameters = adapter_parameters(transformer, name)
     return {path.replace(f".{name}.", ".default."): full_tensor(parameter) for path, parameter in parameters.items()}
-
-
-def read_adapter(path: str) -> dict[str, Tensor]:
-    """A plain adapter state dict from a `.pt` file (METHOD section 5). Raises UserError where there is none."""
-    if not Path(path).is_file():
-        raise UserError(f"the adapter file {path} does not exist")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path} is not a plain state dict of tensors, and nothing else is loaded") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} is not a plain state dict of tensors")
-    return state
 
 
 @torch.no_grad()

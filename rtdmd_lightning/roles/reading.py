@@ -10,23 +10,22 @@
 Ranks are the shapes'. A folder `checkpoint-N` of the authors' scripts holds a PEFT folder as `transformer`, and is read as that.
 """
 
-import json
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
+from rtdmd_lightning.roles import contents
 from rtdmd_lightning.roles.adapter import METHOD_SCALE, SCALE_KEY, Adapter, LayerUpdate
 from rtdmd_lightning.roles.keys import KEY, KeyForm, Pairs, pairs_of
-from rtdmd_lightning.roles.lora import read_adapter
 from rtdmd_lightning.utils.checkpointing import read_checkpoint
-from rtdmd_lightning.utils.errors import UserError
+from rtdmd_lightning.utils.errors import UserError, require
 
 PUBLISHED, DIFFUSERS, PEFT_WEIGHTS, PEFT_CONFIG = (
     "generator_ema.pt",
@@ -71,16 +70,22 @@ def read(path: str | Path, *, role: str = EMA, alpha: float | None = None) -> Ad
         role: which adapter of a checkpoint.
         alpha: what the file's alpha should be: checked against files that hold it, believed for those that do not.
 
-    Raises UserError where the file cannot be read, holds code, holds unknown keys, or contradicts `alpha`.
+    Raises UserError where the file cannot be read, holds code, unknown keys, or numbers that no adapter has (NaN, infinite,
+    complex, whole), or contradicts `alpha`.
     """
+    require(alpha is None or 0 < alpha < math.inf, f"alpha must be a number above 0, not {alpha}")
     file = _open(_locate(Path(path)), role)
+    contents.check_finite(file.adapter, file.form.key("{path}", "{half}"))
     return file.adapter if alpha is None else _with_alpha(file, alpha)
 
 
 def read_all(path: str | Path) -> list[AdapterFile]:
-    """Every adapter that a file or folder holds: of a checkpoint one a role, else one. Raises UserError as `read` does."""
+    """Every adapter that a file or folder holds: of a checkpoint one a role, else one.
+
+    Raises UserError as `read` does, but for numbers that are NaN or infinite: they are let through.
+    """
     found = _locate(Path(path))
-    roles = _roles(read_checkpoint(found)["state_dict"]) if found.suffix == ".ckpt" else []
+    roles = _roles(_state_of(found, read_checkpoint(found))) if found.suffix == ".ckpt" else []
     return [_open(found, role) for role in roles or [EMA]]
 
 
@@ -119,26 +124,39 @@ def _open(found: Path, role: str) -> AdapterFile:
 
 
 def _read_published(path: Path) -> AdapterFile:
-    state = read_adapter(str(path))
+    state = contents.load_pt(path)
+    contents.check_matrices(state, str(path))
     scale = vars(state).get(SCALE_KEY) if isinstance(state, OrderedDict) else None
     form, pairs = pairs_of(state, PUBLISHED_FORMS, str(path))
-    adapter = _adapter(pairs, str(path), lambda *_: scale or METHOD_SCALE)
-    return AdapterFile(adapter, "published .pt (METHOD section 5)", form, "the file" if scale else None)
+    adapter = _adapter(pairs, str(path), _said_or_the_methods(scale))
+    return AdapterFile(adapter, "published .pt (METHOD section 5)", form, None if scale is None else "the file")
 
 
 def _read_checkpoint(path: Path, role: str) -> AdapterFile:
     checkpoint = read_checkpoint(path)
-    if role not in (roles := _roles(checkpoint["state_dict"])):
+    whole = _state_of(path, checkpoint)
+    if role not in (roles := _roles(whole)):
         raise UserError(f"{path} has no adapter {role!r}; it has {', '.join(roles) or 'none'}")
     # Before the layer stand the module's `roles` and which of their bases it is.
-    state = {key.split(".", 2)[2]: value for key, value in checkpoint["state_dict"].items() if f".{role}." in key}
+    state = {key.split(".", 2)[-1]: value for key, value in whole.items() if f".{role}." in key}
     scale, source = checkpoint.get(SCALE_KEY), f"{path} ({role})"
+    contents.check_matrices(state, source)
     form, pairs = pairs_of(state, [KeyForm("", role)], source)
-    adapter = _adapter(pairs, source, lambda *_: scale or METHOD_SCALE)
-    return AdapterFile(adapter, "checkpoint of a run", form, "the file" if scale else None)
+    adapter = _adapter(pairs, source, _said_or_the_methods(scale))
+    return AdapterFile(adapter, "checkpoint of a run", form, None if scale is None else "the file")
 
 
-def _roles(state: Mapping[str, Tensor]) -> list[str]:
+def _said_or_the_methods(scale: Any) -> Callable[[str, int], Any]:
+    return lambda *_: METHOD_SCALE if scale is None else scale
+
+
+def _state_of(path: Path, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    state = checkpoint["state_dict"]
+    require(isinstance(state, dict) and all(isinstance(key, str) for key in state), f"the state_dict of {path} is none")
+    return state
+
+
+def _roles(state: Mapping[str, Any]) -> list[str]:
     """The names of a checkpoint's adapters."""
     return sorted({match["name"] for key in state if (match := KEY.fullmatch(key)) and match["name"]})
 
@@ -146,45 +164,33 @@ def _roles(state: Mapping[str, Tensor]) -> list[str]:
 def _read_peft(folder: Path) -> AdapterFile:
     if not (folder / PEFT_WEIGHTS).is_file():
         raise UserError(f"the PEFT folder {folder} has no {PEFT_WEIGHTS}")
-    try:
-        config = LoraConfig.from_pretrained(folder)
-    except (TypeError, ValueError, json.JSONDecodeError) as error:
-        raise UserError(f"{folder / PEFT_CONFIG} does not describe a LoRA adapter: {error}") from error
-    form, pairs = pairs_of(_load(folder / PEFT_WEIGHTS), PEFT_FORMS, str(folder))
+    config = contents.lora_config(folder / PEFT_CONFIG)
+    state, _ = contents.load_safetensors(folder / PEFT_WEIGHTS)
+    contents.check_matrices(state, str(folder / PEFT_WEIGHTS))
+    form, pairs = pairs_of(state, PEFT_FORMS, str(folder))
     return AdapterFile(_by_config(pairs, config, str(folder)), "PEFT folder", form, PEFT_CONFIG)
 
 
 def _read_diffusers(path: Path) -> AdapterFile:
-    state = _load(path)
-    with safe_open(path, framework="pt") as file:
-        metadata = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
-    prefix = DIFFUSERS_FORM.prefix
-    config = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
-    if config:
-        form, pairs = pairs_of(state, [DIFFUSERS_FORM], str(path))
-        adapter = _by_config(pairs, LoraConfig(**config), str(path))
-        return AdapterFile(adapter, "diffusers LoRA file", form, "the file's metadata")
-    alphas = {key: float(value) for key, value in state.items() if key.endswith(".alpha")}
+    state, metadata = contents.load_safetensors(path)
+    prefix, source = DIFFUSERS_FORM.prefix, str(path)
+    config = contents.metadata_config(metadata, prefix, source)
+    alphas = {} if config else {key: value for key, value in state.items() if key.endswith(".alpha")}
     rest = {key: value for key, value in state.items() if key not in alphas}
-    form, pairs = pairs_of(rest, [DIFFUSERS_FORM], str(path))
+    contents.check_matrices(rest, source)
+    form, pairs = pairs_of(rest, [DIFFUSERS_FORM], source)
+    if config:
+        return AdapterFile(_by_config(pairs, config, source), "diffusers LoRA file", form, "the file's metadata")
     if lost := [key for key in alphas if key.removeprefix(prefix).removesuffix(".alpha") not in pairs]:
         raise UserError(f"{path}: there is no layer for {', '.join(lost)}")
-    adapter = _adapter(pairs, str(path), lambda layer, rank: alphas.get(f"{prefix}{layer}.alpha", rank) / rank)
+    known = {key: contents.one_number(value, f"{path}: {key}") for key, value in alphas.items()}
+    adapter = _adapter(pairs, source, lambda layer, rank: known.get(f"{prefix}{layer}.alpha", rank) / rank)
     alpha_from = "the file's .alpha entries" if alphas else None
     return AdapterFile(adapter, "diffusers LoRA file", form, alpha_from, "the rank, as diffusers has it")
 
 
-def _load(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path} is not a safetensors file: {error}") from error
-
-
 def _by_config(pairs: Pairs, config: LoraConfig, source: str) -> Adapter:
     """An adapter that PEFT's own configuration describes; its ranks are checked against the shapes."""
-    if config.use_dora or config.bias != "none":
-        raise UserError(f"{source} uses DoRA or biases; only plain LoRA can be read")
     ranks, alphas = config.rank_pattern or {}, config.alpha_pattern or {}
 
     def scale(layer: str, rank: int) -> float:
@@ -197,12 +203,13 @@ def _by_config(pairs: Pairs, config: LoraConfig, source: str) -> Adapter:
     return _adapter(pairs, source, scale)
 
 
-def _adapter(pairs: Pairs, source: str, scale: Callable[[str, int], float]) -> Adapter:
+def _adapter(pairs: Pairs, source: str, scale: Callable[[str, int], Any]) -> Adapter:
     layers = {}
     for path, pair in pairs.items():
-        if pair["A"].ndim != 2 or pair["B"].ndim != 2 or len(pair["A"]) != pair["B"].shape[1]:
+        down, up = pair["A"], pair["B"]
+        if down.ndim != 2 or up.ndim != 2 or len(down) != up.shape[1] or 0 in (*down.shape, *up.shape):
             raise UserError(f"{source}: the shapes of lora_A and lora_B of {path} do not go together")
-        layers[path] = LayerUpdate(pair["A"], pair["B"], scale(path, len(pair["A"])))
+        layers[path] = LayerUpdate(down, up, contents.check_scale(scale(path, len(down)), f"{source}, {path}"))
     return Adapter(layers, source)
 
 

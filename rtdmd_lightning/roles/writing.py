@@ -6,12 +6,8 @@ To go on from an adapter, hand it to `model.initial_adapter` (or, in stage 2, to
 Every file appears under another name first, so that a reader never meets half of one.
 """
 
-import os
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -24,6 +20,7 @@ from rtdmd_lightning.roles.adapter import SCALE_KEY, Adapter, LayerUpdate
 from rtdmd_lightning.roles.apply import check_fit
 from rtdmd_lightning.roles.reading import DIFFUSERS, PEFT_CONFIG, PEFT_WEIGHTS, PUBLISHED
 from rtdmd_lightning.utils.errors import UserError
+from rtdmd_lightning.utils.files import appearing_in
 
 
 def write_published(adapter: Adapter, folder: Path, name: str = PUBLISHED) -> Path:
@@ -31,8 +28,9 @@ def write_published(adapter: Adapter, folder: Path, name: str = PUBLISHED) -> Pa
     adapter = adapter.with_one_scale()
     state = OrderedDict(adapter.state_dict())
     setattr(state, SCALE_KEY, adapter.scale)
-    with _appearing_in(folder) as partial:
-        torch.save(state, partial / name)
+    # An open file: of a path that it opens itself, torch would not say that the disk is full.
+    with appearing_in(folder) as partial, (partial / name).open("wb") as file:
+        torch.save(state, file)
     return folder / name
 
 
@@ -41,7 +39,7 @@ def write_peft(adapter: Adapter, folder: Path, base: str) -> Path:
     config = adapter.peft_config()
     config.base_model_name_or_path = base
     config.inference_mode = True
-    with _appearing_in(folder) as partial:
+    with appearing_in(folder) as partial:
         save_file(adapter.state_dict("base_model.model.{path}.lora_{half}.weight"), partial / PEFT_WEIGHTS)
         config.save_pretrained(partial)
     return folder / PEFT_CONFIG
@@ -52,7 +50,7 @@ def write_diffusers(adapter: Adapter, folder: Path, pipeline_class: Any) -> Path
     assume alpha = rank."""
     config = adapter.peft_config()
     names = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
-    with _appearing_in(folder) as partial:
+    with appearing_in(folder) as partial:
         pipeline_class.save_lora_weights(
             partial,
             transformer_lora_layers=adapter.state_dict("{path}.lora_{half}.weight"),
@@ -65,7 +63,7 @@ def write_diffusers(adapter: Adapter, folder: Path, pipeline_class: Any) -> Path
 
 def write_merged(transformer: ModelMixin, folder: Path) -> Path:
     """A transformer that adapters were merged into, for `from_pretrained(folder)` of its class."""
-    with _appearing_in(folder) as partial:
+    with appearing_in(folder) as partial:
         transformer.save_pretrained(partial)
     return folder / "config.json"
 
@@ -102,13 +100,3 @@ def _is_update(layer: LoraLayer, update: LayerUpdate) -> bool:
         not found.is_meta and torch.equal(found, wanted)
         for found, wanted in halves  # meta: no key of the file filled it
     )
-
-
-@contextmanager
-def _appearing_in(folder: Path) -> Iterator[Path]:
-    """A scratch folder whose files move into `folder` when the body is done, JSON last: it is what readers look for."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".partial-", dir=folder) as scratch:
-        yield Path(scratch)
-        for file in sorted(Path(scratch).iterdir(), key=lambda file: file.suffix == ".json"):
-            os.replace(file, folder / file.name)

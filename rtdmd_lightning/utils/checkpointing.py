@@ -1,7 +1,6 @@
 """Checkpoints that are either whole or absent, and read without running what a file may hold."""
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from rtdmd_lightning.utils.errors import UserError
+from rtdmd_lightning.utils.files import writing
 
 CHECKPOINTS, LAST = "checkpoints", "last.ckpt"  # where a run keeps them, and the one to go on from
 METADATA = "meta.pt"  # of a distributed checkpoint, a folder: all but the tensors
@@ -22,13 +22,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f"{target.name}.partial")
-        with partial.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
+        try:
+            with writing(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with partial.open("wb") as file:
+                    torch.save(checkpoint, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)  # of a full disk, half a file is no use
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -38,7 +42,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"the checkpoint {file} does not exist")
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # what the unpickler raises depends on the bytes
         raise UserError(f"{path} is not a checkpoint of plain tensors, and nothing else is loaded") from error
     if not isinstance(checkpoint, dict) or (path.is_file() and "state_dict" not in checkpoint):
         raise UserError(f"{path} is not a checkpoint of a training run: it has no state_dict")

@@ -14,6 +14,11 @@ def wide_console(width: int = 120) -> Console:
     return console
 
 
+def command_parser(**options: Any) -> ArgumentParser:
+    """A parser that raises what it refuses, and wants options by their whole names: a prefix may mean another one tomorrow."""
+    return ArgumentParser(exit_on_error=False, allow_abbrev=False, **options)
+
+
 def run_command(function: Callable[..., Any], program: str, arguments: list[str]) -> Any:
     """Call a function with what a command line says: its parameters are the options, its docstring is the help.
 
@@ -21,6 +26,6 @@ def run_command(function: Callable[..., Any], program: str, arguments: list[str]
 
     Not jsonargparse's `auto_cli`: that drops a parameter named `config`.
     """
-    parser = ArgumentParser(prog=f"python -m {program}", description=function.__doc__, exit_on_error=False)
+    parser = command_parser(prog=f"python -m {program}", description=function.__doc__)
     parser.add_function_arguments(function)
     return function(**parser.instantiate(parser.parse_args(arguments)))

@@ -11,6 +11,7 @@ the module's class to what is merged into its `init_args`. Those of other classe
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import reduce
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,20 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rtdmd_lightning.utils.errors import UserError, user_error_in
+from rtdmd_lightning.utils.errors import UserError, require, user_error_in
+from rtdmd_lightning.utils.own_code import errors_of_own_code, import_classes
+from rtdmd_lightning.utils.yaml_text import read_yaml
 
 FOR_MODULE = "for_module"
+MOST_FILES = 200  # that a config and its defaults open; one that is named twice is opened twice
 
 
 def compose(path: Path) -> dict[str, Any]:
     """The config in a file, with its defaults merged in. Raises UserError for a missing or malformed file."""
-    merged = reduce(_merge, _chain(path, ()))
+    merged = reduce(_merge, _chain(path, (), count(1)))
     try:
         composed = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, RecursionError) as error:
         raise UserError(f"the config {path} cannot be resolved: {error}") from error
     assert isinstance(composed, dict)
     return {str(key): value for key, value in composed.items()}
@@ -41,22 +45,22 @@ def _merge(base: Any, over: Any) -> Any:
     return base | {key: _merge(base.get(key), value) for key, value in over.items()}
 
 
-def _chain(path: Path, opened_by: tuple[Path, ...]) -> list[dict[str, Any]]:
+def _chain(path: Path, opened_by: tuple[Path, ...], opened: Iterator[int]) -> list[dict[str, Any]]:
+    """The file's defaults and the file, in the order of their merging. `opened` counts the files of the whole."""
     path = path.resolve()
     if path in opened_by:
         raise UserError(f"the config {path} includes itself through its defaults")
-    if not path.is_file():
-        raise UserError(f"the config {path} does not exist" + (f" (wanted by {opened_by[-1]})" if opened_by else ""))
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the config {path} is not valid YAML: {error}") from error
+    wanted_by = f" (wanted by {opened_by[-1]})" if opened_by else ""
+    require(not path.is_dir(), f"the config {path} is a folder{wanted_by}; name a YAML file in it")
+    require(path.is_file(), f"the config {path} does not exist{wanted_by}")
+    require(next(opened) <= MOST_FILES, f"the config {path}{wanted_by}: its defaults lead to over {MOST_FILES} files")
+    config = read_yaml(path) or {}
     if not isinstance(config, dict):
         raise UserError(f"the config {path} must be a mapping of keys to values")
     parents = config.pop("defaults", [])
-    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+    if not isinstance(parents, list) or not all(isinstance(parent, str) and "\0" not in parent for parent in parents):
         raise UserError(f"the config {path}: 'defaults' must be a list of paths, not {parents!r}")
-    return [part for parent in parents for part in _chain(path.parent / parent, (*opened_by, path))] + [config]
+    return [part for parent in parents for part in _chain(path.parent / parent, (*opened_by, path), opened)] + [config]
 
 
 def for_module(config: dict[str, Any], module: str | None, path: Path) -> dict[str, Any]:
@@ -90,6 +94,7 @@ def expand_config_arguments(arguments: list[str]) -> list[str]:
             raise UserError("--config wants the path of a YAML file")
         config = compose(Path(path))
         merged = _merge(merged, for_module(config, _module_of(_merge(merged, config)), Path(path)))
+    import_classes(merged)
     return [f"--config={yaml.safe_dump(merged, sort_keys=False)}", *options] if merged else options
 
 
@@ -100,9 +105,11 @@ def _module_of(config: dict[str, Any]) -> str | None:
 
 @contextmanager
 def refusals_of_libraries() -> Iterator[None]:
-    """While a command line's objects are made, what libraries raise of values that they cannot use is input at fault too."""
+    """While a command line's objects are made, what libraries raise of values that they cannot use is input at fault too, and so
+    is what classes of the user's own raise."""
     try:
-        yield
+        with errors_of_own_code():
+            yield
     except (ValueError, MisconfigurationException) as error:
         if user_error_in(error) is not None:
             raise

@@ -6,6 +6,7 @@ keeps its traceback.
 """
 
 import contextlib
+import errno
 import math
 import os
 import re
@@ -15,6 +16,11 @@ from collections.abc import Iterator
 from jsonargparse import ArgumentError
 
 DEBUG_VARIABLE = "RTDMD_DEBUG"
+OF_THE_DISK = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),  # full
+    *(errno.EACCES, errno.EPERM, errno.EROFS),  # not allowed
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),  # no place for it
+)
 
 
 class UserError(ValueError):
@@ -53,7 +59,7 @@ def readable_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = user_error_in(error)
+        told = user_error_in(error) or disk_error_in(error)
         if told is None or os.environ.get(DEBUG_VARIABLE):
             raise
         print(f"error: {_sentence(told)} (set {DEBUG_VARIABLE}=1 for the traceback)", file=sys.stderr)
@@ -62,7 +68,8 @@ def readable_errors() -> Iterator[None]:
 
 def _sentence(error: BaseException) -> str:
     """What it says, in a line. Where an option takes a name or an object, the parser says much: what is wrong with the object."""
-    text = " ".join(str(error).split())
+    text = " ".join((of_the_disk(error) if isinstance(error, OSError) else str(error)).split())
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")  # a path may hold what no terminal can print
     of_class = re.match(r"(Parser key \S+:) .* Problem with given class_path (\S+:) (.+?) Given value type:", text)
     return " ".join(of_class.groups()) if of_class else text
 
@@ -77,3 +84,21 @@ def user_error_in(error: BaseException | None) -> BaseException | None:
         refused = error if isinstance(error, ArgumentError) else refused
         error = error.__cause__
     return error or refused
+
+
+def disk_error_in(error: BaseException | None) -> OSError | None:
+    """Of the error and those under way when it was raised: a disk that is full, or a path that cannot be written or read.
+
+    That is the machine's, and no bug; torch hides it behind a RuntimeError of its own.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def of_the_disk(error: OSError) -> str:
+    """What it says, with the path where it knows one: `out/a.png: No space left on device`."""
+    path = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    return f"{path}{error.strerror}"

@@ -1,14 +1,20 @@
-"""Small matters of files: texts that are whole or absent, names as file names, what contents are told by."""
+"""Small matters of files: files that are whole or absent, names as file names, what contents are told by."""
 
 import hashlib
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import uuid4
 
+from safetensors import SafetensorError
+
+from rtdmd_lightning.utils.errors import UserError, disk_error_in, first_line, of_the_disk, require
+
 SAMPLED_BYTES = 65_536
+LONGEST_SLUG = 80
 
 
 def write_text(text: str, path: Path) -> None:
@@ -19,18 +25,80 @@ def write_text(text: str, path: Path) -> None:
 
 @contextmanager
 def appearing_at(path: Path) -> Iterator[Path]:
-    """A path to write to, whose file takes its place at the end; processes that do so at once never meet halfway."""
-    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
+    """A path to write to, whose file takes its place at the end; processes that do so at once never meet halfway.
+
+    Raises UserError that names the path where it cannot be written; then nothing of it stays.
+    """
+    partial = path.with_name(f"{uuid4().hex}.partial")
     try:
-        yield partial
-        os.replace(partial, path)
+        with writing(path):
+            partial.touch()
+            mode = partial.stat().st_mode
+            yield partial
+            partial.chmod(mode)  # safetensors makes files that nobody else may read
+            os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
+
+
+@contextmanager
+def appearing_in(folder: Path) -> Iterator[Path]:
+    """A scratch folder whose files move into `folder` when the body is done, JSON last: it is what readers look for.
+
+    Raises UserError that names the folder where it cannot be written; then nothing of it stays.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".partial-", dir=folder) as scratch:
+            yield Path(scratch)
+            allow_reading(Path(scratch))
+            for file in sorted(Path(scratch).iterdir(), key=lambda file: file.suffix == ".json"):
+                os.replace(file, folder / file.name)
+
+
+def allow_reading(folder: Path) -> None:
+    """Give every file below a folder the mode that a new one has here (the umask's): safetensors lets nobody else read its."""
+    probe = folder / f"{uuid4().hex}.partial"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """While the body writes `path`: a full disk, or a path that is no place for it, is a UserError that names it."""
+    try:
+        yield
+    except Exception as error:
+        if (found := disk_error_in(error)) is not None:
+            told = str(found.strerror)
+        elif isinstance(error, SafetensorError) and "I/O error" in str(error):
+            told = first_line(error)
+        else:
+            raise
+        raise UserError(f"{path} cannot be written: {told}") from error
+
+
+def check_output(folder: Path, option: str) -> None:
+    """Raise UserError that names the option unless `folder` is, or can be made, a folder to write into. Nothing is made."""
+    try:
+        place = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    except OSError as error:
+        raise UserError(f"{option}: {of_the_disk(error)}") from error
+    require(place.is_dir(), f"{option} must be a folder to write into, and {place} is a file")
+    require(os.access(place, os.W_OK | os.X_OK), f"{option}: the folder {place} cannot be written to")
 
 
 def slug(name: str) -> str:
-    """A name in the letters that every file system takes."""
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "_"
+    """A name in the letters, and of a length, that every file system takes. A long one ends in a digest of the whole."""
+    short = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "_"
+    if len(short) <= LONGEST_SLUG:
+        return short
+    return f"{short[:LONGEST_SLUG]}_{digest(name.encode('utf-8', 'surrogatepass'))}"
 
 
 def content_digest(path: Path) -> str:

@@ -12,7 +12,8 @@ from rtdmd_lightning.callbacks import ExportGenerator
 from rtdmd_lightning.callbacks.export import write_adapter
 from rtdmd_lightning.modules import ACDMDModule
 from rtdmd_lightning.roles import read, stack
-from rtdmd_lightning.roles.lora import LoraSettings, adapter_parameters, adapter_state_dict, read_adapter
+from rtdmd_lightning.roles.contents import load_pt
+from rtdmd_lightning.roles.lora import LoraSettings, adapter_parameters, adapter_state_dict
 from rtdmd_lightning.roles.reading import from_state_dict
 from rtdmd_lightning.roles.roles import EMA, FAKE_SCORE, GENERATOR
 from tests.support.tiny import tiny_backbone, tiny_module
@@ -75,7 +76,7 @@ def test_the_fake_scores_adapter_lies_beside_it(tiny_folder, tmp_path):
     module = tiny_module(tiny_folder)
     ExportGenerator("cold_start").on_train_end(fake_trainer(tmp_path), module)
     state, expected = (
-        read_adapter(str(tmp_path / "cold_start/fake_score.pt")),
+        load_pt(tmp_path / "cold_start/fake_score.pt"),
         adapter_state_dict(module.roles.transformer, FAKE_SCORE),
     )
     assert state.keys() == expected.keys() and all(torch.equal(state[key], expected[key]) for key in expected)
@@ -121,7 +122,7 @@ def test_an_interrupted_write_leaves_the_previous_result(tiny_folder, tmp_path, 
 
     def half(*arguments, weight_name="", **options):
         """As much of a file as was written when the power went."""
-        target = Path(arguments[0]) / weight_name if weight_name else arguments[1]
+        target = Path(arguments[0]) / weight_name if weight_name else Path(arguments[1].name)
         target.write_bytes(b"half")
         raise KeyboardInterrupt
 

@@ -282,3 +282,39 @@ def test_a_damaged_file_is_told_in_a_sentence(tmp_path, damage):
     save_file({"other": torch.zeros(1)}, path)
     with pytest.raises(UserError, match="of 'a' is damaged"):
         store.read("a")
+
+
+ROW = {"embeds": torch.randn(1, 7, 5), "pooled": torch.randn(1, 3)}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"embeds": torch.randn(1, 7, 4)},
+        {"embeds": torch.randn(1, 6, 5)},
+        {"embeds": torch.randn(2, 7, 5)},
+        {"embeds": torch.randn(7, 5)},
+        {"embeds": torch.randn(1, 7, 5).bfloat16()},
+        {"embeds": torch.randint(9, (1, 7, 5))},
+        {"pooled": torch.randn(1, 4)},
+        {"pooled": torch.randn(3)},
+    ],
+)
+def test_an_embedding_that_is_not_like_the_others_is_told(tmp_path, odd):
+    """Another encoder's, or none at all: in a batch it would end in an error without a name, or be multiplied as it is."""
+    store = EmbeddingStore(tmp_path, {})
+    store.write("a", Conditioning(**ROW))
+    store.write("b", Conditioning(**ROW))
+    save_file(ROW | odd, store.path("b"))
+    reader = EmbeddingStore(tmp_path, {})
+    assert_same(reader.read("a"), Conditioning(**ROW))
+    with pytest.raises(UserError, match="of 'b' is damaged"):
+        reader.read("b")
+
+
+def test_whole_numbers_are_no_embedding_even_alone(tmp_path):
+    store = EmbeddingStore(tmp_path, {})
+    store.path("a").parent.mkdir(parents=True)
+    save_file({"embeds": torch.ones(1, 7, 5, dtype=torch.int32)}, store.path("a"))
+    with pytest.raises(UserError, match="int32"):
+        store.read("a")

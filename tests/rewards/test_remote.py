@@ -1,6 +1,7 @@
 """A remote reward is as good as the reward itself, whatever happens to its server on the way."""
 
 import copy
+import http.client
 import logging
 import math
 import socket
@@ -186,11 +187,13 @@ def test_a_server_that_stays_away_is_given_up(counting, caplog):
 
 def test_a_server_that_scores_nothing_is_given_up_too(counting):
     (counting.folder / "hold").touch()
-    with served(counting) as url:
-        remote = connected(url, patience=0.2)
-        with pytest.raises(RewardGone, match="it answers, but finishes no image"):
-            remote.score(images(1), ["stop here"], [{"n": 0}])
-        (counting.folder / "hold").unlink()
+    with served(counting) as url, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(connected(url, patience=0.2).score, images(1), ["stop here"], [{"n": 0}])
+        try:
+            with pytest.raises(RewardGone, match="it answers, but finishes no image"):
+                asked.result(timeout=30)
+        finally:
+            (counting.folder / "hold").unlink()  # else what still waits would wait for minutes
 
 
 def test_a_slow_server_that_gets_on_is_waited_for(tmp_path, monkeypatch):
@@ -289,11 +292,51 @@ def test_evaluation_reports_it_on_the_rewards_own_scale(counting, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:8000", "ftp://host", "http://", "http://h:port", "http://me:word@host", "http://h/?a=b"]
+    "url",
+    [
+        "localhost:8000",
+        "ftp://host",
+        "http://",
+        "http://h:port",
+        "http://h:70000",
+        "http://me:word@host",
+        "http://h/?a=b",
+    ],
 )
 def test_a_wrong_address_is_told_before_anything_is_asked(url):
     with pytest.raises(UserError, match="http://host:port"):
         RemoteReward(url, "hpsv3")
+
+
+def test_images_that_are_not_finite_are_told_and_not_sent(counting):
+    pixels, prompts, metadata = batch(2)
+    pixels[1, 0, 0, 0] = math.nan
+    with (
+        served(counting) as url,
+        pytest.raises(UserError, match="counting: the image of the prompt 'prompt 1' has NaN"),
+    ):
+        connected(url).score(pixels, prompts, metadata)
+    assert not (counting.folder / "scored").exists()
+
+
+def test_a_proxys_path_stands_before_every_question(counting, monkeypatch):
+    """As of a proxy that serves several rewards on one port; a slash at its end makes no difference."""
+    asked: list[str] = []
+    request = http.client.HTTPConnection.request
+
+    def proxied(self, method, path, body=None, headers=None):
+        asked.append(path)
+        request(self, method, path.removeprefix("/rewards/counting"), body, headers or {})
+
+    monkeypatch.setattr(http.client.HTTPConnection, "request", proxied)
+    pixels, prompts, metadata = batch(1)
+    with served(counting) as url:
+        for end in ("", "/"):
+            scores = connected(f"{url}/rewards/counting{end}").score(pixels, prompts, metadata)
+            torch.testing.assert_close(scores, expected(pixels, metadata))
+    assert len(asked) >= 6 and all(
+        path.startswith(("/rewards/counting/scores/", "/rewards/counting/health")) for path in asked
+    )
 
 
 def test_metadata_that_json_cannot_hold_are_told(counting):

@@ -67,10 +67,16 @@ def wait_until(happened: Callable[[], bool], process: subprocess.Popen | None = 
 
 @contextlib.contextmanager
 def served(
-    reward: Reward, *, batch_size: int = 4, max_waiting: int = 100, token: str | None = None, max_bytes: int = 2**20
+    reward: Reward,
+    *,
+    batch_size: int = 4,
+    max_waiting: int = 100,
+    max_pixels: int = 2**24,
+    token: str | None = None,
+    max_bytes: int = 2**20,
 ) -> Iterator[str]:
     """A server in this process; its address."""
-    queue = ScoringQueue(batch_size, max_waiting)
+    queue = ScoringQueue(batch_size, max_waiting, max_pixels)
     with RewardServer(("127.0.0.1", 0), reward, queue, token, max_bytes) as server:
         server.ready = True
         threading.Thread(target=score_forever, args=(reward, queue, torch.device("cpu")), daemon=True).start()

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_fake"
-COMMIT = "c" * 40
+COMMIT, OTHER_COMMIT = "c" * 40, "d" * 40
 
 
 class FakeHub(ThreadingHTTPServer):
@@ -21,6 +21,7 @@ class FakeHub(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.repositories: dict[str, dict[str, bytes]] = {}
+        self.revisions: dict[str, dict[str, bytes]] = {}  # by `REPO@REVISION`, beside the main one of `repositories`
         self.private: set[str] = set()
         self.objects: dict[str, bytes] = {}
         self.uploaded_as_objects: list[str] = []
@@ -124,6 +125,20 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         if self.refused():
             return
+        for named, files in self.server.revisions.items():
+            repo_id, _, revision = named.partition("@")
+            if path == f"/api/models/{repo_id}/revision/{revision}":
+                siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
+                self.answer(200, {"id": repo_id, "sha": OTHER_COMMIT, "siblings": siblings})
+                return
+            if path == f"/api/models/{repo_id}/tree/{OTHER_COMMIT}":
+                self.answer(200, [entry(name, content) for name, content in files.items()])
+                return
+            prefix = f"/{repo_id}/resolve/{OTHER_COMMIT}/"
+            if path.startswith(prefix) and (content := files.get(path.removeprefix(prefix))) is not None:
+                etag = f'"{hashlib.sha256(content).hexdigest()}"'
+                self.answer(200, content, ETag=etag, X_Repo_Commit=OTHER_COMMIT)
+                return
         for repo_id, files in self.server.repositories.items():
             if path == f"/api/models/{repo_id}/tree/{COMMIT}":
                 self.answer(200, [entry(name, content) for name, content in files.items()])

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from rtdmd_lightning.utils.command_line import run_command
 from rtdmd_lightning.utils.configuration import compose, expand_config_arguments
 from rtdmd_lightning.utils.errors import DEBUG_VARIABLE, UserError, readable_errors
 
@@ -328,3 +329,66 @@ def test_options_for_other_modules_are_left_out(write):
 def test_options_for_a_module_without_one_are_refused(write, text):
     with pytest.raises(UserError, match="for_module"):
         expand_config_arguments(["--config", str(write("paper.yaml", text))])
+
+
+# Files that would take a day, or the memory.
+
+
+def test_a_key_that_stands_twice_is_told_with_both_lines(write):
+    path = write("twice.yaml", "a:\n  rate: 1\n  other: 2\n  rate: 3\n")
+    with pytest.raises(UserError, match=r"twice\.yaml: the key 'rate' stands twice, on the lines 2 and 4"):
+        compose(path)
+    assert compose(write("once.yaml", "a: {rate: 1}\nb: {rate: 1, 'c': 2, 'd': 2}")) == {
+        "a": {"rate": 1},
+        "b": {"rate": 1, "c": 2, "d": 2},
+    }
+
+
+@pytest.mark.parametrize("text", ["a: &x [1, *x]", "a: &x {b: *x}", "a: &x {b: [{c: *x}]}"])
+def test_an_alias_that_holds_itself_is_told(write, text):
+    with pytest.raises(UserError, match=r"itself\.yaml line 1: the alias"):
+        compose(write("itself.yaml", text))
+
+
+def test_aliases_are_what_they_stand_for_up_to_a_limit(write):
+    assert compose(write("a.yaml", "a: &x {b: 1}\nc: *x\nd: [*x, *x]")) == {
+        "a": {"b": 1},
+        "c": {"b": 1},
+        "d": [{"b": 1}, {"b": 1}],
+    }
+    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
+    with pytest.raises(UserError, match=r"bomb\.yaml line \d+: with its aliases"):
+        compose(write("bomb.yaml", "\n".join(lines)))
+
+
+def test_defaults_that_fan_out_end_with_a_limit(write):
+    """Nine levels of nine defaults each would be opened 400 million times."""
+    for level in range(9):
+        write(f"{level}.yaml", f"defaults: [{', '.join([f'{level + 1}.yaml'] * 9)}]")
+    write("9.yaml", "a: 1")
+    with pytest.raises(UserError, match="its defaults lead to over"):
+        compose(write("a.yaml", "defaults: [0.yaml]"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: " + "[" * 50_000, "!!bool a: 1", "a: !!timestamp b", "a: 2020-99-99", "a: !!python/object:os.system b", "\t"],
+)
+def test_what_no_config_holds_is_told(write, text):
+    with pytest.raises(UserError, match=r"odd\.yaml is not valid YAML"):
+        compose(write("odd.yaml", text))
+
+
+def test_a_folder_is_no_config(tmp_path):
+    with pytest.raises(UserError, match=r"is a folder; name a YAML file"):
+        expand_config_arguments(["--config", str(tmp_path)])
+
+
+def test_an_option_is_known_by_its_whole_name(capsys, no_debug):
+    def command(batch_size: int = 1) -> int:
+        return batch_size
+
+    assert run_command(command, "command", ["--batch_size=3"]) == 3
+    with pytest.raises(ArgumentError, match="--batch"):
+        run_command(command, "command", ["--batch=3"])

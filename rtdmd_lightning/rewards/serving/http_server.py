@@ -22,6 +22,7 @@ from rtdmd_lightning.rewards.serving.wire import HOLD_SECONDS, decode
 from rtdmd_lightning.utils.errors import UserError
 
 CHUNK = 1 << 16
+LENGTH_DIGITS = 18
 
 
 class RewardServer(ThreadingHTTPServer):
@@ -85,7 +86,13 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(400, str(error))
         if request.reward != self.server.reward.name:
             return self._refuse(409, f"this is {self.server.reward.name}, not {request.reward}")
-        if not self.server.queue.submit(key, request):
+        if request.pixels > (most := self.server.queue.max_pixels):
+            return self._refuse(413, f"a request of {request.pixels} pixels is larger than {most}")
+        try:
+            taken = self.server.queue.submit(key, request)
+        except UserError as error:
+            return self._refuse(400, str(error))
+        if not taken:
             return self._refuse(503, "too many images wait")
         self._answer(202, self.server.health())
 
@@ -121,6 +128,8 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
             self._refuse(411, "a Content-Length is wanted")
+        elif len(length) > LENGTH_DIGITS:
+            self._refuse(400, f"a Content-Length of {len(length)} digits is none")
         elif int(length) > self.server.max_bytes:
             self._drop_body()
             self._refuse(413, f"a request of {length} bytes is larger than {self.server.max_bytes}")
@@ -132,7 +141,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _drop_body(self) -> None:
         """Read a refused body into nothing: a connection closed on a client that still sends loses the answer."""
         length = self.headers.get("Content-Length", "")
-        left = min(int(length), 4 * self.server.max_bytes) if length.isdecimal() else 0
+        known = length.isdecimal() and len(length) <= LENGTH_DIGITS
+        left = min(int(length), 4 * self.server.max_bytes) if known else 0
         while left > 0 and (chunk := self.rfile.read(min(left, CHUNK))):
             left -= len(chunk)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rtdmd_lightning.rewards.base import Reward
+from rtdmd_lightning.rewards.mixture import RewardError, check_scores
 from rtdmd_lightning.rewards.serving.wire import ScoreRequest
 from rtdmd_lightning.utils.errors import UserError
 
@@ -57,12 +58,16 @@ class ScoringQueue:
     Args:
         batch_size: images scored at a time, of one size, from as many requests as it takes.
         max_waiting: images beyond which no more requests are taken.
+        max_pixels: of all images that wait or are scored, and so of one request: a PNG of a few bytes can unfold into gigabytes.
+            They are counted before anything is unfolded.
     """
 
-    def __init__(self, batch_size: int, max_waiting: int) -> None:
+    def __init__(self, batch_size: int, max_waiting: int, max_pixels: int) -> None:
         self.batch_size = batch_size
         self.max_waiting = max_waiting
+        self.max_pixels = max_pixels
         self.scored = 0
+        self._pixels = 0  # that are taken of max_pixels
         self._jobs: dict[str, Job] = {}
         self._waiting: deque[WaitingImage] = deque()
         self._changed = threading.Condition()
@@ -73,15 +78,27 @@ class ScoringQueue:
         return len(self._waiting)
 
     def submit(self, key: str, request: ScoreRequest) -> bool:
-        """Queue a request, unless one of that id is known: then this is a retry. False where too many images wait."""
+        """Queue a request, unless one of that id is known: then this is a retry. False where too many images wait.
+
+        Raises UserError for images that cannot be unfolded; then the request is as good as never sent.
+        """
         with self._changed:
             self._forget_old_answers()
             if key in self._jobs:
                 return True
-            if len(self._waiting) >= self.max_waiting:
+            if len(self._waiting) >= self.max_waiting or self._pixels + request.pixels > self.max_pixels:
                 return False
             job = self._jobs[key] = Job(len(request.prompts))
-            rows = enumerate(zip(request.images, request.prompts, request.metadata, strict=True))
+            self._pixels += request.pixels
+        try:
+            images = request.images()
+        except UserError:
+            with self._changed:
+                del self._jobs[key]
+                self._pixels -= request.pixels
+            raise
+        with self._changed:
+            rows = enumerate(zip(images, request.prompts, request.metadata, strict=True))
             self._waiting.extend(WaitingImage(job, index, *row) for index, row in rows)
             self._changed.notify_all()
             return True
@@ -114,7 +131,9 @@ class ScoringQueue:
                     image.job.scores[image.index] = outcome
                 if image.job.done:
                     image.job.finished = time.monotonic()
+            lost = [image for image in self._waiting if image.job.failure is not None]
             self._waiting = deque(image for image in self._waiting if image.job.failure is None)
+            self._pixels -= sum(image.pixels[0].numel() for image in (*lost, *(image for image, _ in scored)))
             self.scored += len(scored)
             self._changed.notify_all()
 
@@ -136,7 +155,7 @@ def score_batch(reward: Reward, batch: list[WaitingImage], device: torch.device)
     """
     try:
         return list(zip(batch, _score(reward, batch, device), strict=True))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         jobs = list(dict.fromkeys(image.job for image in batch))
         if len(jobs) == 1:
             traceback.print_exc()  # the client gets one line; whoever keeps the server wants to see where
@@ -149,8 +168,10 @@ def score_batch(reward: Reward, batch: list[WaitingImage], device: torch.device)
 
 @torch.no_grad()
 def _score(reward: Reward, batch: list[WaitingImage], device: torch.device) -> list[float]:
-    images = torch.stack([image.pixels for image in batch]).to(device).float() / 255
+    images = torch.stack([image.pixels for image in batch]).to(device).float().div_(255)
     scores = reward.score(images, [image.prompt for image in batch], [image.metadata for image in batch])
-    if scores.shape != (len(batch),):
-        raise UserError(f"the reward {reward.name!r} returned {tuple(scores.shape)} for {len(batch)} prompts")
+    try:
+        check_scores(reward.name, scores, len(batch))
+    except RewardError as error:
+        raise UserError(str(error)) from error
     return scores.float().tolist()

@@ -1,12 +1,16 @@
 """Batches across requests, errors that hit only those at fault, and how long answers stay."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 from torch import Tensor
 
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.serving import scoring_queue
 from rtdmd_lightning.rewards.serving.scoring_queue import Failure, Job, ScoringQueue, score_batch
-from rtdmd_lightning.rewards.serving.wire import ScoreRequest
+from rtdmd_lightning.rewards.serving.wire import ScoreRequest, decode, encode
+from rtdmd_lightning.utils.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -32,8 +36,7 @@ class Doubled(Lengths):
 
 
 def request(*prompts: str, size: int = 2) -> ScoreRequest:
-    images = torch.zeros(len(prompts), 3, size, size, dtype=torch.uint8)
-    return ScoreRequest("lengths", images, list(prompts), [{} for _ in prompts])
+    return decode(encode("lengths", torch.zeros(len(prompts), 3, size, size), list(prompts), [{} for _ in prompts]))
 
 
 def job(queue: ScoringQueue, key: str) -> Job:
@@ -48,7 +51,7 @@ def drain(queue: ScoringQueue, reward: Reward) -> None:
 
 
 def test_batches_fill_up_across_requests_but_not_across_sizes():
-    queue, reward = ScoringQueue(batch_size=3, max_waiting=100), Lengths()
+    queue, reward = ScoringQueue(batch_size=3, max_waiting=100, max_pixels=10_000), Lengths()
     for key, asked in {"a": request("1", "22"), "b": request("333", "4444"), "c": request("5", size=4)}.items():
         assert queue.submit(key, asked)
     drain(queue, reward)
@@ -58,7 +61,7 @@ def test_batches_fill_up_across_requests_but_not_across_sizes():
 
 
 def test_a_request_is_known_by_its_id():
-    queue, reward = ScoringQueue(batch_size=3, max_waiting=100), Lengths()
+    queue, reward = ScoringQueue(batch_size=3, max_waiting=100, max_pixels=10_000), Lengths()
     for _ in range(2):  # a retry while it waits
         queue.submit("a", request("1", "22"))
     drain(queue, reward)
@@ -69,7 +72,7 @@ def test_a_request_is_known_by_its_id():
 
 def test_an_error_hits_its_own_request_only(capsys):
     """The batch is tried again request by request; what else the failing request had waiting is not scored."""
-    queue, reward = ScoringQueue(batch_size=3, max_waiting=100), Lengths()
+    queue, reward = ScoringQueue(batch_size=3, max_waiting=100, max_pixels=10_000), Lengths()
     for key, asked in {"a": request("1"), "b": request("22", "bad", "333", "4444"), "c": request("55555")}.items():
         queue.submit(key, asked)
     drain(queue, reward)
@@ -80,7 +83,7 @@ def test_an_error_hits_its_own_request_only(capsys):
 
 
 def test_scores_of_another_shape_are_an_error():
-    queue = ScoringQueue(batch_size=3, max_waiting=100)
+    queue = ScoringQueue(batch_size=3, max_waiting=100, max_pixels=10_000)
     queue.submit("a", request("1", "22"))
     drain(queue, Doubled())
     told = "the reward 'lengths' returned (4,) for 2 prompts"
@@ -88,7 +91,7 @@ def test_scores_of_another_shape_are_an_error():
 
 
 def test_a_full_queue_takes_no_more_until_it_empties():
-    queue = ScoringQueue(batch_size=2, max_waiting=3)
+    queue = ScoringQueue(batch_size=2, max_waiting=3, max_pixels=10_000)
     assert queue.submit("a", request("1", "2")) and queue.submit(
         "b", request("3", "4")
     )  # 4 of 3: no image is split off
@@ -99,7 +102,7 @@ def test_a_full_queue_takes_no_more_until_it_empties():
 
 
 def test_answers_are_forgotten_after_a_while_and_open_requests_are_not(monkeypatch):
-    queue = ScoringQueue(batch_size=1, max_waiting=100)
+    queue = ScoringQueue(batch_size=1, max_waiting=100, max_pixels=10_000)
     queue.submit("a", request("1"))
     queue.submit("b", request("22"))
     queue.settle(score_batch(Lengths(), queue.next_batch(), CPU))
@@ -109,3 +112,32 @@ def test_answers_are_forgotten_after_a_while_and_open_requests_are_not(monkeypat
     queue.submit("d", request("4444"))
     assert queue.job("a", hold=0) is None
     assert not job(queue, "b").done and not job(queue, "c").done
+
+
+def test_the_pixels_of_all_that_waits_are_bounded_and_are_free_again_once_scored():
+    queue, reward = ScoringQueue(batch_size=2, max_waiting=100, max_pixels=12), Lengths()
+    assert queue.submit("a", request("1", "2"))  # of 2 x 2 pixels each
+    assert not queue.submit("b", request("3", "4"))
+    assert queue.submit("c", request("5"))
+    assert queue.submit("a", request("1", "2"))  # a retry of one that has its place
+    assert not queue.submit("b", request("3"))
+    queue.settle(score_batch(reward, queue.next_batch(), CPU))
+    assert queue.submit("b", request("3", "4"))
+    drain(queue, reward)
+    assert queue.submit("d", request("6", "7", "8"))
+
+
+def test_a_failed_requests_pixels_are_free_again(capsys):
+    queue, reward = ScoringQueue(batch_size=1, max_waiting=100, max_pixels=12), Lengths()
+    assert queue.submit("a", request("bad", "2", "3"))
+    drain(queue, reward)
+    assert queue.submit("b", request("1", "2", "3"))
+
+
+def test_a_picture_that_is_none_leaves_nothing_behind():
+    queue, good = ScoringQueue(batch_size=1, max_waiting=100, max_pixels=12), request("1", "2", "3")
+    broken = replace(good, pictures=[picture[:40] for picture in good.pictures])
+    with pytest.raises(UserError, match="not a base64 PNG"):
+        queue.submit("a", broken)
+    assert queue.job("a", hold=0) is None
+    assert queue.submit("a", good)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from rtdmd_lightning.rewards.serving.wire import decode, encode
 from rtdmd_lightning.utils.errors import UserError
@@ -18,8 +18,9 @@ def test_a_round_trip():
     prompts = ['a "sign"', "красный круг", "🐈"]
     metadata = [{"include": [{"class": "circle", "count": 2, "position": ["left of", 0]}]}, {}, {"n": 0.1}]
     request = decode(encode("shapes", images, prompts, metadata))
-    assert request.images.dtype == torch.uint8
-    assert torch.equal(request.images, (images.clamp(0, 1) * 255).round().byte())
+    decoded = torch.stack(request.images())
+    assert decoded.dtype == torch.uint8 and request.pixels == 3 * 5 * 7
+    assert torch.equal(decoded, (images.clamp(0, 1) * 255).round().byte())
     assert (request.reward, request.prompts, request.metadata) == ("shapes", prompts, metadata)
 
 
@@ -51,14 +52,33 @@ def body(**changes) -> bytes:
         (body(images=[base64.b64encode(b"\x89PNG\r\n\x1a\n and no more").decode()]), "not a base64 PNG"),
         (body(images=[picture(40, 40)[:60]]), "not a base64 PNG"),
         (body(images=[picture(kind="JPEG")]), "not a base64 PNG"),
-        (body(images=[picture(4097, 4096)]), "larger than"),
+        (body(images=["é" * 8]), "not a base64 PNG"),
+        (body(prompts=["\ud800"]), "half a letter"),
+        (b"1" * 5000, "not JSON"),
         (body(images=[picture(), picture(5)], prompts=["a", "b"], metadata=[{}, {}]), "of one size"),
     ],
 )
 def test_what_is_no_request_is_told(wrong, match):
     with pytest.raises(UserError, match=match):
-        decode(wrong)
+        decode(wrong).images()
 
 
 def test_a_body_of_the_test_itself_is_right():
-    assert decode(body()).images.shape == (1, 3, 4, 4)
+    assert [image.shape for image in decode(body()).images()] == [(3, 4, 4)]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_an_image_that_is_not_finite_is_refused_by_the_client(bad):
+    """A PNG would show it as black or white, and it would be scored as that."""
+    images = torch.rand(2, 3, 4, 4)
+    images[1, 0, 2, 2] = bad
+    with pytest.raises(UserError, match="shapes: the image of the prompt 'b' has NaN"):
+        encode("shapes", images, ["a", "b"], [{}, {}])
+
+
+def test_a_request_is_measured_before_a_picture_is_unpacked(monkeypatch):
+    asked = body(images=[picture(2000, 3000)] * 2, prompts=["a"] * 2, metadata=[{}] * 2)
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: pytest.fail("it was unpacked"))
+    assert decode(asked).pixels == 12_000_000
+    with pytest.raises(pytest.fail.Exception):
+        decode(asked).images()
