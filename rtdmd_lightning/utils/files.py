@@ -3,12 +3,14 @@
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
 SAMPLED_BYTES = 65_536
+PARTIAL_PREFIX = ".partial-"  # of a folder that is being written
 
 
 def write_text(text: str, path: Path) -> None:
@@ -26,6 +28,24 @@ def appearing_at(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_appearing_at(folder: Path) -> Iterator[Path]:
+    """An empty folder to write to, which takes the place of `folder` at the end: a reader meets all of it or the previous one.
+
+    Killed between the two renames, it leaves neither in place.
+    """
+    scratch = folder.with_name(f"{PARTIAL_PREFIX}{uuid4().hex}")
+    new, previous = scratch / "new", scratch / "previous"
+    new.mkdir(parents=True)
+    try:
+        yield new
+        if folder.exists():
+            os.rename(folder, previous)
+        os.rename(new, folder)
+    finally:
+        shutil.rmtree(scratch)
 
 
 def slug(name: str) -> str:

@@ -11,6 +11,7 @@ from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.modules.origin import ORIGIN_KEY
 from rtdmd_lightning.modules.training import SHARDED_KEY
 from rtdmd_lightning.utils.errors import UserError
+from rtdmd_lightning.utils.run_folder import locked
 from tests.support.runs import refused
 from tests.support.tiny import STRATEGIES, write_config
 from tests.support.tiny_rtdmd import save_cold_start, write_rtdmd_config
@@ -68,6 +69,8 @@ def cold_start(tiny_folder, tmp_path_factory):
         (["--trainer.accelerator=abacus"], "abacus"),
         (["--trainer.strategy=abacus"], "abacus"),
         (["--seed_everything=-1"], "-1"),
+        (["--trainer.limit_train_batches=0"], "limit_train_batches"),
+        (["--trainer.max_steps=0"], "max_steps"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
@@ -191,14 +194,28 @@ def test_one_that_left_no_checkpoint_is_not_to_be_resumed(config, tmp_path):
     run = tmp_path / "runs/run"
     run.mkdir(parents=True)
     (run / "eval.jsonl").touch()
-    with pytest.raises(UserError, match=r"holds a run already: give this one another --trainer\.logger"):
+    with pytest.raises(UserError, match=r"holds a run already: give this one another --run_dir"):
         fit.main(["--config", config])
     assert fit.main(["--config", config, "--ckpt_path=last"]).trainer.global_step == 2  # cut off early, it begins
 
 
-def test_the_last_checkpoint_of_a_run_that_writes_nowhere_is_none(config, sentence_at_start):
-    sentence = sentence_at_start("--config", config, "--ckpt_path=last", "--trainer.logger=false", "--callbacks={}")
-    assert "ckpt_path last is looked for where the run writes" in sentence
+def test_a_folder_that_another_process_trains_in_is_refused(config, tmp_path, sentence_at_start):
+    """Only while it does: a lock that its process no longer holds is none."""
+    folder = tmp_path / "runs/run"
+    with locked(folder):
+        assert "--run_dir" in sentence_at_start("--config", config)
+        assert "--run_dir" in sentence_at_start("--config", config, "--ckpt_path=last")
+    with locked(folder):
+        pass
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_processes_that_would_each_be_a_run_of_its_own_are_refused(config, monkeypatch, sentence_at_start, nodes):
+    """`devices: 1` under torchrun."""
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": 2 * nodes, "LOCAL_WORLD_SIZE": 2, "RANK": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    sentence = sentence_at_start("--config", config)
+    assert "--trainer.devices=2" in sentence and f"--trainer.num_nodes={nodes}" in sentence
 
 
 @pytest.mark.slow
