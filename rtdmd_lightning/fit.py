@@ -17,16 +17,21 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
 
+from rtdmd_lightning.callbacks.monitors import check_monitors
 from rtdmd_lightning.data import RolloutDataModule
 from rtdmd_lightning.modules.preflight import check_start
 from rtdmd_lightning.modules.training import FewStepModule
-from rtdmd_lightning.utils.checkpointing import CHECKPOINTS
-from rtdmd_lightning.utils.configuration import expand_config_arguments, refusals_of_libraries
+from rtdmd_lightning.utils.checkpointing import CHECKPOINTS, read_checkpoint
+from rtdmd_lightning.utils.configuration import differences, expand_config_arguments, refusals_of_libraries
 from rtdmd_lightning.utils.errors import UserError, readable_errors, require
 from rtdmd_lightning.utils.files import write_text
+from rtdmd_lightning.utils.loggers import DELETES, keep_rows
 from rtdmd_lightning.utils.processes import closing_process_group
 from rtdmd_lightning.utils.run_folder import locked, remove_partial, run_folder
+
+CONFIGURATION_KEY = "configuration"  # in a checkpoint, as YAML
 
 # What libraries warn of and this project does on purpose; the first of these prints a page of code to copy.
 EXPECTED_WARNINGS = (
@@ -34,6 +39,7 @@ EXPECTED_WARNINGS = (
     "Already found a `peft_config` attribute",  # several adapters on one base
     "You have overridden `transfer_batch_to_device`",
     "Found .* in eval mode at the start of training",  # dropout stays off
+    DELETES,
     "LightningCLI's args parameter is intended",  # they are sys.argv's, expanded
 )
 
@@ -76,12 +82,19 @@ class FitCLI(LightningCLI):
 
 
 class SaveConfiguration(SaveConfigCallback):
-    """Write the run's whole configuration to `RUN_DIR/config.yaml`."""
+    """Write the run's whole configuration to `RUN_DIR/config.yaml`, and into its checkpoints."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         folder = run_folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.parser.dump(self.config, skip_none=False), folder / "config.yaml")
+        write_text(self.text, folder / "config.yaml")
+
+    @property
+    def text(self) -> str:
+        return self.parser.dump(self.config, skip_none=False)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CONFIGURATION_KEY] = self.text
 
 
 def parse(arguments: list[str], cli: type[FitCLI] = FitCLI) -> FitCLI:
@@ -149,14 +162,29 @@ def bare_run(config: Path, options: list[str], max_steps: int) -> Iterator[FitCL
         )
 
 
+def tell_changes(checkpoint: Path, cli: FitCLI) -> None:
+    """Say once which options a run goes on with that are not those its checkpoint was made with."""
+    before = read_checkpoint(checkpoint).get(CONFIGURATION_KEY)
+    if before is None:  # another trainer's than this command's
+        return
+    changed = differences(yaml.safe_load(before), yaml.safe_load(cli.parser.dump(cli.config, skip_none=False)))
+    told = [f"{name} {new} (was {old})" for name, (old, new) in changed.items() if name not in ("ckpt_path", "run_dir")]
+    if told:
+        rank_zero_info(f"{checkpoint} was saved with other options; the run goes on with {'; '.join(told)}")
+
+
 def main(arguments: list[str]) -> FitCLI:
     """Parse, build and fit; returns the finished CLI with its trainer and modules."""
     cli = parse(arguments)
     folder = run_folder(cli.trainer)
     checkpoint = check_start(cli.trainer, cli.model, cli.config["trainer"]["precision"], cli.config["ckpt_path"])
+    check_monitors(cli.trainer, cli.model)
+    if checkpoint is not None:
+        tell_changes(checkpoint, cli)
     with locked(folder) if cli.trainer.is_global_zero else nullcontext():
         if cli.trainer.is_global_zero:
             remove_partial(folder)
+            keep_rows(cli.trainer.loggers)
         try:
             cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint)
         except MisconfigurationException as error:  # trainer options that contradict one another

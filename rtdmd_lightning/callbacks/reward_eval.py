@@ -98,6 +98,15 @@ class RewardEvalCallback(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Whatever is wrong with prompts or weights is told before a model is loaded."""
+        self.choose_measures(pl_module)
+
+    def logged(self, pl_module: L.LightningModule) -> list[str]:
+        """The names of all that an evaluation logs."""
+        self.choose_measures(pl_module)
+        names = self.metric_names()
+        return [*names, *self.measures.sums(dict.fromkeys(names, torch.zeros(())))]
+
+    def choose_measures(self, pl_module: L.LightningModule) -> None:
         assert self.metadata
         trained = trained_weights(pl_module)
         if isinstance(pl_module, HasRewards):  # their networks are in memory anyway

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from rtdmd_lightning import fit
 from rtdmd_lightning.models.pipeline import PipelineBackbone
@@ -142,13 +143,19 @@ def test_checkpoints_of_other_runs(trained, tiny_folder, cold_start, tmp_path, s
     state = torch.load(other / "fake_score.pt", weights_only=True)
     torch.save({key: value + 1 for key, value in state.items()}, other / "fake_score.pt")
     checkpoint = torch.load(trained["cold_start"], weights_only=True)
-    assert checkpoint[ORIGIN_KEY] == {"module": "ACDMDModule", "LoRA": "rank 4, alpha 8"}
+    assert checkpoint[ORIGIN_KEY].items() >= {"module": "ACDMDModule", "LoRA": "rank 4, alpha 8"}.items()
+    assert checkpoint[ORIGIN_KEY].keys() == {"module", "LoRA", "base's transformer", "base's vae"}
+    base = tmp_path / "base"
+    shutil.copytree(tiny_folder, base)
+    (weights,) = (base / "transformer").glob("*.safetensors")
+    save_file({key: value * 1.01 for key, value in load_file(weights).items()}, weights, {"format": "pt"})
     del checkpoint[ORIGIN_KEY], checkpoint[SHARDED_KEY]
     torch.save(checkpoint, tmp_path / "old.ckpt")
     (tmp_path / "junk.ckpt").write_text("junk")
 
     for config, path, options, wanted in (
         (stage_2, trained["cold_start"], [], "its module is ACDMDModule, the run's is RTDMDModule"),
+        (stage_1, trained["cold_start"], [f"--model.backbone.pretrained={base}"], "its base's transformer is "),
         (stage_1, trained["rtdmd"], [], "its module is RTDMDModule, the run's is ACDMDModule"),
         (stage_1, trained["cold_start"], ["--model.lora.rank=8"], "its LoRA is rank 4, alpha 8, the run's is rank 8, alpha 8"),
         (stage_2, trained["rtdmd"], [f"--model.cold_start={other}"], "its cold_start_fake_score is "),
@@ -165,10 +172,12 @@ def test_checkpoints_of_other_runs(trained, tiny_folder, cold_start, tmp_path, s
 
 
 @pytest.mark.slow
-def test_a_cold_start_that_lies_elsewhere_is_the_same(trained, tiny_folder, cold_start, tmp_path):
+def test_a_base_and_a_cold_start_that_lie_elsewhere_are_the_same(trained, tiny_folder, cold_start, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(cold_start, moved)
-    config = str(write_rtdmd_config(tmp_path, tiny_folder, moved))
+    base = tmp_path / "base"
+    shutil.copytree(tiny_folder, base)
+    config = str(write_rtdmd_config(tmp_path, base, moved))
     assert fit.main(["--config", config, f"--ckpt_path={trained['rtdmd']}"]).trainer.global_step == 2
 
 
