@@ -126,11 +126,17 @@ def test_finished_runs_are_kept_and_the_results_written_again(write_study, proce
     assert len(processes.commands) == 3 and (tmp_path / "results/compare_study.png").is_file()
 
 
-def test_a_run_that_fails_stops_the_study_and_goes_on_from_its_checkpoint(write_study, processes, tmp_path):
+@pytest.mark.parametrize("status", [7, 143])
+def test_a_run_that_fails_or_is_stopped_ends_the_study_and_goes_on_from_its_checkpoint(
+    status, write_study, processes, tmp_path
+):
     study, folder = write_study(), tmp_path / "runs/ours/seed_0"
-    processes.status = 7
-    with pytest.raises(UserError, match=r"Ours, seed 0, failed with status 7 .*output\.log.*: error: the reason"):
+    processes.status = status
+    with pytest.raises(
+        UserError, match=rf"Ours, seed 0, failed with status {status} .*output\.log.*: error: the reason"
+    ):
         compare(study)
+    assert not (tmp_path / "results").exists()
     assert len(processes.commands) == 1 and not any("ckpt_path" in word for word in processes.commands[0])
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints/last.ckpt").touch()
