@@ -30,6 +30,7 @@ from rtdmd_lightning.utils.command_line import run_command, wide_console
 from rtdmd_lightning.utils.configuration import compose
 from rtdmd_lightning.utils.errors import readable_errors
 from rtdmd_lightning.utils.randomness import SampleRandom
+from rtdmd_lightning.utils.run_folder import run_folder
 
 SEED = 0
 
@@ -54,7 +55,7 @@ def demo(
     """
     metadata = load_prompts(f"shapes:held_out:{per_tag}")  # a wrong number is told before anything is trained
     cold_start = train(config, options or [])
-    result = fit.log_folder(cold_start.trainer) / "cold_start"
+    result = run_folder(cold_start.trainer) / "cold_start"
     rtdmd = train(rtdmd_config, [f"--model.cold_start={result}", *(rtdmd_options or [])])
     prompts = [entry["prompt"] for entry in metadata]
     table, pictures, shown = None, {}, spread(len(prompts), 12)
@@ -71,14 +72,14 @@ def demo(
         pictures[name] = to_pil(images[shown])
         table = table or new_table(list(scores))
         table.add_row(name, *(f"{score:.2f}" for score in scores.values()), f"{seconds:.4f}")
-    log_dir = fit.log_folder(rtdmd.trainer)
-    picture = log_dir / "demo.png"
+    folder = run_folder(rtdmd.trainer)
+    picture = folder / "demo.png"
     save_side_by_side(pictures, [prompts[index] for index in shown], picture)
     console = wide_console(130)
     console.print(table)
     console.print(f"side by side: {picture}")
     console.print(
-        f"the results: {result}/, {log_dir / 'rtdmd'}/ ; curves and pictures: make tensorboard (reads {log_dir.parent})"
+        f"the results: {result}/, {folder / 'rtdmd'}/ ; curves and pictures: make tensorboard (reads {folder.parent})"
     )
 
 
@@ -86,7 +87,7 @@ def train(config: Path, options: list[str]) -> fit.FitCLI:
     """Train a stage, or go on with it where its folder holds a run of the same recipe; one of another is deleted."""
     arguments = ["--config", str(config), *options]
     run = fit.parse(arguments)
-    folder = fit.log_folder(run.trainer)
+    folder = run_folder(run.trainer)
     recipe = {"config": compose(config), "options": options, "origin": run.model.origin()}
     record, last = folder / "recipe.json", folder / CHECKPOINTS / LAST
     if record.is_file():

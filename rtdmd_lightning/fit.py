@@ -8,21 +8,30 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
 
+from rtdmd_lightning.callbacks.monitors import check_monitors
 from rtdmd_lightning.data import RolloutDataModule
 from rtdmd_lightning.modules.preflight import check_start
 from rtdmd_lightning.modules.training import FewStepModule
-from rtdmd_lightning.utils.configuration import expand_config_arguments, refusals_of_libraries
+from rtdmd_lightning.utils.checkpointing import CHECKPOINTS, read_checkpoint
+from rtdmd_lightning.utils.configuration import differences, expand_config_arguments, refusals_of_libraries
 from rtdmd_lightning.utils.errors import UserError, readable_errors, require
+from rtdmd_lightning.utils.files import write_text
+from rtdmd_lightning.utils.loggers import DELETES, keep_rows
 from rtdmd_lightning.utils.processes import MatmulPrecision, closing_process_group, use_matmul_precision
+from rtdmd_lightning.utils.run_folder import locked, remove_partial, run_folder
+
+CONFIGURATION_KEY = "configuration"  # in a checkpoint, as YAML
 
 # What libraries warn of and this project does on purpose; the first of these prints a page of code to copy.
 EXPECTED_WARNINGS = (
@@ -30,6 +39,7 @@ EXPECTED_WARNINGS = (
     "Already found a `peft_config` attribute",  # several adapters on one base
     "You have overridden `transfer_batch_to_device`",
     "Found .* in eval mode at the start of training",  # dropout stays off
+    DELETES,
     "LightningCLI's args parameter is intended",  # they are sys.argv's, expanded
 )
 
@@ -39,6 +49,12 @@ class FitCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         wanted = "checkpoint to go on from; 'last': the run's own, if it has one yet"
+        where = (
+            "the folder of all that this run writes: checkpoints, evaluations, images, result, configuration, curves"
+        )
+        parser.add_argument("--run_dir", type=str, default="runs/run", help=where)
+        parser.link_arguments("run_dir", "trainer.default_root_dir")
+        parser.link_arguments("run_dir", "trainer.logger.init_args.save_dir")
         parser.add_argument("--ckpt_path", type=str | None, default=None, help=wanted)
         products = "of float32 matrix products on an accelerator: 'high' is TF32 where the device has it"
         parser.add_argument("--float32_matmul_precision", type=MatmulPrecision, default="high", help=products)
@@ -61,9 +77,28 @@ class FitCLI(LightningCLI):
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         callbacks = [callback for callback in self.config_init.callbacks.values() if callback is not None]
+        for callback in callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:  # else the first logger would decide
+                callback.dirpath = str(Path(self.config_init.run_dir) / CHECKPOINTS)
         trainer = super().instantiate_trainer(callbacks=callbacks, **options)
         use_matmul_precision(self.config_init.float32_matmul_precision, trainer.strategy.root_device)
         return trainer
+
+
+class SaveConfiguration(SaveConfigCallback):
+    """Write the run's whole configuration to `RUN_DIR/config.yaml`, and into its checkpoints."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        folder = run_folder(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.text, folder / "config.yaml")
+
+    @property
+    def text(self) -> str:
+        return self.parser.dump(self.config, skip_none=False)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CONFIGURATION_KEY] = self.text
 
 
 def parse(arguments: list[str], cli: type[FitCLI] = FitCLI) -> FitCLI:
@@ -79,7 +114,8 @@ def parse(arguments: list[str], cli: type[FitCLI] = FitCLI) -> FitCLI:
             subclass_mode_model=True,
             args=expanded,
             seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SaveConfiguration,
+            save_config_kwargs={"save_to_log_dir": False},
             parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
             auto_configure_optimizers=False,
             run=False,
@@ -117,25 +153,46 @@ def bare_run(config: Path, options: list[str], max_steps: int) -> Iterator[FitCL
     `options` are overrides as on the command line; what makes the run bare comes after them.
     """
     with tempfile.TemporaryDirectory() as folder:  # Lightning writes the configuration of every run
-        bare = ["logger=false", "enable_checkpointing=false", f"max_steps={max_steps}", f"default_root_dir={folder}"]
-        yield parse(["--config", str(config), *options, "--callbacks={}", *(f"--trainer.{option}" for option in bare)])
+        bare = ["logger=false", "enable_checkpointing=false", f"max_steps={max_steps}"]
+        yield parse(
+            [
+                "--config",
+                str(config),
+                *options,
+                f"--run_dir={folder}",
+                "--callbacks={}",
+                *(f"--trainer.{option}" for option in bare),
+            ]
+        )
 
 
-def log_folder(trainer: Trainer) -> Path:
-    """Where a run writes. Raises UserError for a run without a logger, which has no such place."""
-    if trainer.log_dir is None:
-        raise UserError("the run writes nowhere: set trainer.logger")
-    return Path(trainer.log_dir)
+def tell_changes(checkpoint: Path, cli: FitCLI) -> None:
+    """Say once which options a run goes on with that are not those its checkpoint was made with."""
+    before = read_checkpoint(checkpoint).get(CONFIGURATION_KEY)
+    if before is None:  # another trainer's than this command's
+        return
+    changed = differences(yaml.safe_load(before), yaml.safe_load(cli.parser.dump(cli.config, skip_none=False)))
+    told = [f"{name} {new} (was {old})" for name, (old, new) in changed.items() if name not in ("ckpt_path", "run_dir")]
+    if told:
+        rank_zero_info(f"{checkpoint} was saved with other options; the run goes on with {'; '.join(told)}")
 
 
 def main(arguments: list[str]) -> FitCLI:
     """Parse, build and fit; returns the finished CLI with its trainer and modules."""
     cli = parse(arguments)
+    folder = run_folder(cli.trainer)
     checkpoint = check_start(cli.trainer, cli.model, cli.config["trainer"]["precision"], cli.config["ckpt_path"])
-    try:
-        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint)
-    except MisconfigurationException as error:  # trainer options that contradict one another
-        raise UserError(str(error)) from error
+    check_monitors(cli.trainer, cli.model)
+    if checkpoint is not None:
+        tell_changes(checkpoint, cli)
+    with locked(folder) if cli.trainer.is_global_zero else nullcontext():
+        if cli.trainer.is_global_zero:
+            remove_partial(folder)
+            keep_rows(cli.trainer.loggers)
+        try:
+            cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint)
+        except MisconfigurationException as error:  # trainer options that contradict one another
+            raise UserError(str(error)) from error
     return cli
 
 

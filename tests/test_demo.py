@@ -95,6 +95,6 @@ def test_a_run_that_is_not_the_demos_is_left_alone(run, tmp_path):
     folder.mkdir(parents=True)
     (folder / "eval.jsonl").write_text("{}\n")
     for _ in range(2):
-        with pytest.raises(UserError, match=r"runs/run holds a run already: .*name, or delete that folder"):
+        with pytest.raises(UserError, match=r"runs/run holds a run already: .*run_dir, or delete that folder"):
             run()
     assert (folder / "eval.jsonl").read_text() == "{}\n"

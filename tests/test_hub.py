@@ -111,7 +111,7 @@ def test_the_card_tells_base_recipe_scores_and_use(server, stages, tiny_folder):
         "learning_rate: 0.01",
     ):
         assert told in text, told
-    assert "save_dir" not in text  # the trainer's part of the configuration is about one machine
+    assert "run_dir" not in text  # the trainer's part of the configuration is about one machine
     options = '--backbone \'{"dtype": "float32", "max_sequence_length": 1, "use_t5": false}\''
     assert f"--base stabilityai/stable-diffusion-3.5-medium {options}" in text
     compile(text.split("```python\n")[1].split("```")[0], "the card's example", "exec")

@@ -63,7 +63,7 @@ def test_a_name_of_ones_own_comes_last(config):
 @pytest.mark.parametrize("option", ["--callbacks.alarm.stop=true", "--callbacks.evalaution.every_n_updates=5"])
 def test_an_option_of_a_callback_that_the_run_does_not_have_is_refused(config, option):
     name = option.split(".")[1]
-    with pytest.raises(UserError, match=rf"no callback '{name}' \(it has: evaluation, export, last\)"):
+    with pytest.raises(UserError, match=rf"no callback '{name}' \(it has: evaluation, export, interruption, last\)"):
         fit.parse(["--config", config, option])
 
 
@@ -95,7 +95,12 @@ def test_the_printed_config_has_every_callback(config, capsys):
     with pytest.raises(SystemExit):
         fit.parse(["--config", config, "--callbacks.evaluation.every_n_updates=5", "--print_config"])
     printed = yaml.safe_load(capsys.readouterr().out)["callbacks"]
-    assert [name for name, callback in printed.items() if callback is not None] == ["evaluation", "last", "export"]
+    assert [name for name, callback in printed.items() if callback is not None] == [
+        "evaluation",
+        "last",
+        "export",
+        "interruption",
+    ]
     assert printed["evaluation"]["init_args"]["every_n_updates"] == 5
 
 

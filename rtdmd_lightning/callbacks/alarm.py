@@ -1,7 +1,6 @@
 """Telling of reward hacking: what is trained on rises, what is not falls."""
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -13,6 +12,7 @@ from rtdmd_lightning.callbacks.protocols import HasRewards
 from rtdmd_lightning.callbacks.reward_eval import RewardEvalCallback
 from rtdmd_lightning.utils.checkpointing import CHECKPOINTS
 from rtdmd_lightning.utils.errors import UserError
+from rtdmd_lightning.utils.run_folder import run_folder
 
 CHECKPOINT = "alarm.ckpt"
 
@@ -35,7 +35,7 @@ class RewardHackingAlarm(L.Callback):
 
     Args:
         max_drop: the fraction of its highest value that a measure may lose while the trained reward rises.
-        stop: end the run at an alarm. Its state is in `LOG_DIR/checkpoints/alarm.ckpt` then, to go on from with
+        stop: end the run at an alarm. Its state is in `RUN_DIR/checkpoints/alarm.ckpt` then, to go on from with
             `--ckpt_path` if the alarm was a false one (and `stop` is off, or it stops at the next evaluation again).
     """
 
@@ -73,7 +73,7 @@ class RewardHackingAlarm(L.Callback):
                 if isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_text("eval/alarm", text, evaluation.step)
         if self.stop:
-            trainer.save_checkpoint(Path(trainer.log_dir or trainer.default_root_dir) / CHECKPOINTS / CHECKPOINT)
+            trainer.save_checkpoint(run_folder(trainer) / CHECKPOINTS / CHECKPOINT)
             trainer.should_stop = True
 
     def fallen(self, evaluation: Evaluation) -> list[str]:

@@ -22,6 +22,9 @@ from rtdmd_lightning.evaluation.tasks import in_batches
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.mixture import checked_score
 from rtdmd_lightning.utils.errors import UserError, require
+from rtdmd_lightning.utils.run_folder import run_folder
+
+SCORES = "eval.jsonl"
 
 
 class RewardEvalCallback(L.Callback):
@@ -29,7 +32,7 @@ class RewardEvalCallback(L.Callback):
 
     Logged through torchmetrics, over all ranks: `eval/REWARD` and `eval/REWARD/TAG`; `ModelCheckpoint(monitor="eval/REWARD")`
     sees them. `grid` of the images, the same prompts and noise every time, go to TensorBoard and to
-    `LOG_DIR/images/step_N.png`; the scores, with the seconds spent training so far, to `LOG_DIR/eval.jsonl`.
+    `RUN_DIR/images/step_N.png`; the scores, with the seconds spent training so far, to `RUN_DIR/eval.jsonl`.
 
     A module that is trained on rewards is scored by its own, listed or not. `eval/trained` is their weighted sum,
     `eval/held_out` that of the measures that are not trained on, by which to keep the best checkpoint.
@@ -86,15 +89,24 @@ class RewardEvalCallback(L.Callback):
         return load_prompts(self.prompts)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"training_seconds": self.training_seconds}
+        return {"training_seconds": self.training_seconds, "last_evaluated": self._last_evaluated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.training_seconds = state_dict["training_seconds"]
+        self.training_seconds, self._last_evaluated = state_dict["training_seconds"], state_dict["last_evaluated"]
 
     # When -------------------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Whatever is wrong with prompts or weights is told before a model is loaded."""
+        self.choose_measures(pl_module)
+
+    def logged(self, pl_module: L.LightningModule) -> list[str]:
+        """The names of all that an evaluation logs."""
+        self.choose_measures(pl_module)
+        names = self.metric_names()
+        return [*names, *self.measures.sums(dict.fromkeys(names, torch.zeros(())))]
+
+    def choose_measures(self, pl_module: L.LightningModule) -> None:
         assert self.metadata
         trained = trained_weights(pl_module)
         if isinstance(pl_module, HasRewards):  # their networks are in memory anyway
@@ -106,6 +118,9 @@ class RewardEvalCallback(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for reward in self.rewards.values():
             reward.to(pl_module.device)
+
+    def on_train_epoch_start(self, trainer, pl_module) -> None:
+        """The one epoch of a run. By now every callback is ready, the one that hears signals too."""
         if self.at_start and trainer.global_step == 0:
             self.evaluate_outside_a_step(trainer, pl_module)
 
@@ -119,6 +134,14 @@ class RewardEvalCallback(L.Callback):
 
     def on_train_end(self, trainer, pl_module) -> None:
         if self._last_evaluated != trainer.global_step:
+            self.evaluate_outside_a_step(trainer, pl_module)
+
+    def on_fit_end(self, trainer, pl_module) -> None:
+        """Lightning calls no `on_train_end` where the resumed checkpoint is the run's end: it may lack its evaluation."""
+        written = trainer.is_global_zero and trainer.global_step in evaluated_steps(run_folder(trainer) / SCORES)
+        if self._last_evaluated != trainer.global_step and not trainer.strategy.broadcast(written):
+            pl_module.to(trainer.strategy.root_device)
+            self.on_train_start(trainer, pl_module)
             self.evaluate_outside_a_step(trainer, pl_module)
 
     def evaluate_outside_a_step(self, trainer, pl_module) -> None:
@@ -142,9 +165,8 @@ class RewardEvalCallback(L.Callback):
         scores = {name: metric.compute() for name, metric in metrics.items()}
         scores |= self.measures.sums(scores)
         picture = self.draw_grid(pl_module)
-        log_dir = trainer.log_dir  # a broadcast: every rank must ask
-        if trainer.is_global_zero and log_dir is not None:
-            self.write(trainer, Path(log_dir), scores, picture)
+        if trainer.is_global_zero:
+            self.write(trainer, run_folder(trainer), scores, picture)
         if self.listener is not None:
             self.listener(trainer, self.measures.evaluation(trainer.global_step, scores))
         return scores
@@ -190,17 +212,22 @@ class RewardEvalCallback(L.Callback):
         names = [f"eval/{name}{suffix}" for name in self.rewards for suffix in ("", *(f"/{tag}" for tag in tags))]
         return names if self.diversity is None else [*names, f"eval/{DIVERSITY}"]
 
-    def write(self, trainer: L.Trainer, log_dir: Path, scores: dict[str, Tensor], picture: Tensor) -> None:
+    def write(self, trainer: L.Trainer, folder: Path, scores: dict[str, Tensor], picture: Tensor) -> None:
         row = {"step": trainer.global_step, "training_seconds": round(self.training_seconds, 2)}
         row |= {name: round(float(score), 5) for name, score in scores.items()}
-        path = log_dir / "images" / f"step_{trainer.global_step:06d}.png"
+        path = folder / "images" / f"step_{trainer.global_step:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with (log_dir / "eval.jsonl").open("a") as file:
+        with (folder / SCORES).open("a") as file:
             file.write(json.dumps(row) + "\n")
         save_image(picture, path)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("eval/images", picture, trainer.global_step)
+
+
+def evaluated_steps(path: Path) -> set[int]:
+    """The steps whose scores an `eval.jsonl` has, if there is one."""
+    return {json.loads(line)["step"] for line in path.read_text().splitlines()} if path.is_file() else set()
 
 
 def local_batches(total: int, size: int, rank: int, world_size: int) -> list[list[int]]:

@@ -82,6 +82,10 @@ class Backbone(ABC):
     def encoder_identity(self) -> dict[str, Any]:
         """All that `encode_prompts` depends on besides the prompts, in what JSON can hold; reads no weights."""
 
+    @abstractmethod
+    def base_identity(self) -> dict[str, str]:
+        """What the frozen weights that a run trains on can be told by: a digest of each part, which reads little of it."""
+
     @property
     def base_guidance_scale(self) -> float:
         """The guidance scale that the base alone draws with, unless another is asked for: 1, which is none.

@@ -65,6 +65,12 @@ class Flux2Backbone(PackedBackbone):
             return self._frozen(self._transformer_without_weights(self.generator_pretrained, others))
         return self._frozen(self.source.transformer(self.transformer_class, self.generator_pretrained, self.dtype))
 
+    def base_identity(self) -> dict[str, str]:
+        if self.generator_pretrained is None:
+            return super().base_identity()
+        generators = self.source.digest(self.generator_pretrained, "transformer")
+        return super().base_identity() | {"generator's base": generators}
+
     def encode_with(self, pipeline: Any, prompts: list[str]) -> Conditioning:
         embeds, _ = pipeline.encode_prompt(
             prompts, device=pipeline.text_encoder.device, max_sequence_length=self.max_sequence_length

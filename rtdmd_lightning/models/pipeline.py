@@ -146,6 +146,9 @@ class PipelineBackbone(Backbone):
             "max_sequence_length": self.max_sequence_length,
         }
 
+    def base_identity(self) -> dict[str, str]:
+        return {f"base's {part}": self.source.digest(self.pretrained, part) for part in ("transformer", "vae")}
+
     def decode(self, latents: Tensor) -> Tensor:
         with torch.autocast(latents.device.type, enabled=False):
             scaled = self.to_vae_latents(latents.float()).to(self.vae_dtype)

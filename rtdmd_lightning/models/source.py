@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from rtdmd_lightning.models.folder import check_folder, read_config
+from rtdmd_lightning.models.identity import weights_digest
 from rtdmd_lightning.utils.errors import UserError, first_line
 
 
@@ -17,6 +18,9 @@ class Source(Protocol):
 
     def config(self, reader: Any, pretrained: str, part: str) -> dict[str, Any]:
         """A part's config; `reader` is the class of diffusers that it belongs to."""
+
+    def digest(self, pretrained: str, part: str) -> str:
+        """What a part's weights are told by."""
 
     def pipeline(
         self, pipeline_class: Any, pretrained: str, dtypes: dict[str, torch.dtype], given: dict[str, Any]
@@ -36,6 +40,9 @@ class Pretrained:
 
     def config(self, reader: Any, pretrained: str, part: str) -> dict[str, Any]:
         return read_config(reader, pretrained, part)
+
+    def digest(self, pretrained: str, part: str) -> str:
+        return weights_digest(pretrained, part)
 
     def pipeline(
         self, pipeline_class: Any, pretrained: str, dtypes: dict[str, torch.dtype], given: dict[str, Any]

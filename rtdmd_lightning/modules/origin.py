@@ -11,10 +11,13 @@ ORIGIN_KEY = "origin"
 Origin = dict[str, str]
 
 
-def origin(module: str, lora: LoraSettings, frozen_adapters: Mapping[str, str]) -> Origin:
-    """The class that is trained, the shape of its adapters, and a digest of each file that lies frozen under them."""
+def origin(module: str, lora: LoraSettings, frozen_adapters: Mapping[str, str], base: Mapping[str, str]) -> Origin:
+    """The class that is trained, the shape of its adapters, and a digest of each file that lies frozen under them.
+
+    `base` is what tells the frozen base, see `Backbone.base_identity`.
+    """
     digests = {name: content_digest(Path(path)) for name, path in frozen_adapters.items()}
-    return {"module": module, "LoRA": f"rank {lora.rank}, alpha {lora.alpha}", **digests}
+    return {"module": module, "LoRA": f"rank {lora.rank}, alpha {lora.alpha}", **base, **digests}
 
 
 def check_origin(checkpoint: Path, found: Origin | None, wanted: Origin) -> None:

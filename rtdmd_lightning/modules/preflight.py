@@ -3,10 +3,12 @@
 What concerns one option alone is refused where the option is read: in the settings' and modules' constructors.
 """
 
+import os
 from pathlib import Path
 
 from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from torch.distributed import is_torchelastic_launched
 
 from rtdmd_lightning.data.stream import samples_per_process
 from rtdmd_lightning.modules.origin import ORIGIN_KEY, check_origin
@@ -14,6 +16,7 @@ from rtdmd_lightning.modules.strategies import FSDP2
 from rtdmd_lightning.modules.training import SHARDED_KEY, FewStepModule
 from rtdmd_lightning.utils.checkpointing import CHECKPOINTS, LAST, read_checkpoint
 from rtdmd_lightning.utils.errors import UserError, require
+from rtdmd_lightning.utils.run_folder import run_folder
 
 PRECISIONS = (None, 32, "32", "32-true", "bf16", "bf16-mixed")  # as configs may write the two that there are
 
@@ -27,21 +30,17 @@ def check_start(
     "last": this run's own last one, and where it has saved none yet, the beginning.
     """
     require(ckpt_path != "", "--ckpt_path wants a checkpoint, or 'last'; leave it out to begin")
+    check_processes(trainer.world_size)
     check_trainer(trainer, precision)
     samples_per_process(module.batch_size, trainer.world_size)
     module.check()
-    folder = None if trainer.logger is None or trainer.log_dir is None else Path(trainer.log_dir)
+    folder = run_folder(trainer)
     if ckpt_path is None:
-        if folder is not None:
-            check_unused(folder)
+        check_unused(folder)
         return None
-    checkpoint = Path(ckpt_path)
-    if ckpt_path == "last":
-        if folder is None:
-            raise UserError("ckpt_path last is looked for where the run writes, and this one has no trainer.logger")
-        checkpoint = folder / CHECKPOINTS / LAST
-        if not checkpoint.exists():
-            return None
+    checkpoint = folder / CHECKPOINTS / LAST if ckpt_path == "last" else Path(ckpt_path)
+    if ckpt_path == "last" and not checkpoint.exists():
+        return None
     check_resumable(checkpoint, trainer, module)
     return checkpoint
 
@@ -52,6 +51,10 @@ def check_trainer(trainer: Trainer, precision: str | int | None) -> None:
         precision in PRECISIONS and trainer.precision in PRECISIONS,
         f"trainer.precision {precision or trainer.precision} is not supported: adapters stay in float32, and two optimizers "
         "share no gradient scaler; give bf16-mixed (or 32-true), and the frozen base's dtype as model.backbone.dtype",
+    )
+    require(
+        trainer.limit_train_batches != 0 and trainer.max_steps != 0,
+        "nothing is trained: trainer.limit_train_batches or trainer.max_steps is 0",
     )
     check_strategy(trainer)
 
@@ -75,14 +78,25 @@ def check_strategy(trainer: Trainer) -> None:
         )
 
 
+def check_processes(wanted: int) -> None:
+    """Refuse processes that would each make a run of its own, all in one folder."""
+    if not is_torchelastic_launched():
+        return
+    started = int(os.environ["WORLD_SIZE"])
+    require(
+        started == wanted,
+        f"torchrun has started {started} processes, but the run is one of {wanted}: trainer.devices x trainer.num_nodes; give "
+        f"--trainer.devices={os.environ['LOCAL_WORLD_SIZE']} and --trainer.num_nodes="
+        f"{started // int(os.environ['LOCAL_WORLD_SIZE'])}, with a trainer.strategy for several",
+    )
+
+
 def check_unused(folder: Path) -> None:
     """Refuse to begin a run among another one's evaluations and checkpoints: nobody could tell the two apart."""
     if not (folder / "eval.jsonl").exists() and not any((folder / CHECKPOINTS).glob("*.ckpt")):
         return
     resume = "go on with it by --ckpt_path=last, or " if (folder / CHECKPOINTS / LAST).exists() else ""
-    raise UserError(
-        f"{folder} holds a run already: {resume}give this one another --trainer.logger.init_args.name, or delete that folder"
-    )
+    raise UserError(f"{folder} holds a run already: {resume}give this one another --run_dir, or delete that folder")
 
 
 def check_resumable(checkpoint: Path, trainer: Trainer, module: FewStepModule) -> None:

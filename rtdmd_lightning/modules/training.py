@@ -227,7 +227,7 @@ class FewStepModule(L.LightningModule, ABC):
 
     def origin(self) -> Origin:
         """What a checkpoint must share with this run to be resumed by it."""
-        return origin(type(self).__name__, self.lora, self.frozen_adapters())
+        return origin(type(self).__name__, self.lora, self.frozen_adapters(), self.backbone.base_identity())
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The new adapters only: the frozen base is in no checkpoint."""

@@ -33,6 +33,9 @@ class Weightless:
     def config(self, reader: Any, pretrained: str, part: str) -> dict[str, Any]:
         return self.configs.scheduler if part == "scheduler" else self.configs.parts[part].config
 
+    def digest(self, pretrained: str, part: str) -> str:
+        return "none"
+
     def pipeline(
         self, pipeline_class: Any, pretrained: str, dtypes: dict[str, torch.dtype], given: dict[str, Any]
     ) -> Any:

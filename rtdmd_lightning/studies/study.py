@@ -91,8 +91,7 @@ class Run:
     @property
     def arguments(self) -> list[str]:
         """Of `rtdmd_lightning.fit`."""
-        logger = [f"--trainer.logger.save_dir={self.folder.parent}", f"--trainer.logger.name={self.folder.name}"]
-        return ["--config", self.config, *self.options, f"--seed_everything={self.seed}", *logger]
+        return ["--config", self.config, *self.options, f"--seed_everything={self.seed}", f"--run_dir={self.folder}"]
 
     @property
     def recipe(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from rtdmd_lightning.utils.errors import UserError
 from rtdmd_lightning.utils.files import writing
 
 CHECKPOINTS, LAST = "checkpoints", "last.ckpt"  # where a run keeps them, and the one to go on from
+PARTIAL_SUFFIX = ".partial"  # of a file that is being written
 METADATA = "meta.pt"  # of a distributed checkpoint, a folder: all but the tensors
 
 
@@ -22,7 +23,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         target = Path(path)
-        partial = target.with_name(f"{target.name}.partial")
+        partial = target.with_name(target.name + PARTIAL_SUFFIX)
         try:
             with writing(target):
                 target.parent.mkdir(parents=True, exist_ok=True)

@@ -98,6 +98,22 @@ def expand_config_arguments(arguments: list[str]) -> list[str]:
     return [f"--config={yaml.safe_dump(merged, sort_keys=False)}", *options] if merged else options
 
 
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The options in which two configurations differ, as the command line spells them, with both values (None: not there)."""
+    before, after = dict(_flat(old)), dict(_flat(new))
+    names = [*before, *(name for name in after if name not in before)]
+    return {name: (before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)}
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        name = prefix if key == "init_args" else f"{prefix}.{key}".removeprefix(".")
+        if isinstance(value, dict) and value:
+            yield from _flat(value, name)
+        else:
+            yield name, value
+
+
 def _module_of(config: dict[str, Any]) -> str | None:
     model = config.get("model")
     return model.get("class_path") if isinstance(model, dict) else None

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from rtdmd_lightning.utils.errors import UserError, disk_error_in, first_line, o
 
 SAMPLED_BYTES = 65_536
 LONGEST_SLUG = 80
+PARTIAL_PREFIX = ".partial-"  # of a folder that is being written
 
 
 def write_text(text: str, path: Path) -> None:
@@ -91,6 +93,24 @@ def check_output(folder: Path, option: str) -> None:
         raise UserError(f"{option}: {of_the_disk(error)}") from error
     require(place.is_dir(), f"{option} must be a folder to write into, and {place} is a file")
     require(os.access(place, os.W_OK | os.X_OK), f"{option}: the folder {place} cannot be written to")
+
+
+@contextmanager
+def folder_appearing_at(folder: Path) -> Iterator[Path]:
+    """An empty folder to write to, which takes the place of `folder` at the end: a reader meets all of it or the previous one.
+
+    Killed between the two renames, it leaves neither in place.
+    """
+    scratch = folder.with_name(f"{PARTIAL_PREFIX}{uuid4().hex}")
+    new, previous = scratch / "new", scratch / "previous"
+    new.mkdir(parents=True)
+    try:
+        yield new
+        if folder.exists():
+            os.rename(folder, previous)
+        os.rename(new, folder)
+    finally:
+        shutil.rmtree(scratch)
 
 
 def slug(name: str) -> str:

@@ -75,8 +75,14 @@ def closing_process_group() -> Iterator[None]:
 
     A gloo worker thread that still holds a tensor when the interpreter goes away aborts the process, and torchrun then calls
     the finished run a failure (pytorch/pytorch#179291); Lightning leaves the group on exit for nccl only. Not after an error:
-    leaving waits for collectives under way, which the others may never join.
+    leaving waits for collectives under way, which the others may never join. SystemExit is no error: they all agreed on it.
     """
-    yield
+    agreed: SystemExit | None = None
+    try:
+        yield
+    except SystemExit as exit_:
+        agreed = exit_
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    if agreed is not None:
+        raise agreed

@@ -20,8 +20,8 @@ from tests.support.tiny import tiny_backbone, tiny_module
 from tests.support.tiny_rtdmd import save_cold_start, tiny_rtdmd_module
 
 
-def fake_trainer(log_dir, *, rank=0, step=4):
-    return SimpleNamespace(log_dir=str(log_dir), is_global_zero=rank == 0, global_step=step)
+def fake_trainer(folder, *, rank=0, step=4):
+    return SimpleNamespace(default_root_dir=str(folder), is_global_zero=rank == 0, global_step=step)
 
 
 def export(module, folder):

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 from datetime import timedelta
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -48,15 +49,21 @@ class Student:
         return torch.tensor(indices).div(100).view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
 
 
-def fake_trainer(log_dir=None, *, rank=0, world_size=1, step=7):
+def trainer_in(folder, *, rank=0, world_size=1, step=7):
+    """What the callback asks of a trainer whose run is in the folder."""
     return SimpleNamespace(
         global_step=step,
         global_rank=rank,
         world_size=world_size,
         is_global_zero=rank == 0,
-        log_dir=None if log_dir is None else str(log_dir),
+        default_root_dir=str(folder),
         loggers=[],
     )
+
+
+@pytest.fixture
+def fake_trainer(tmp_path):
+    return partial(trainer_in, tmp_path)
 
 
 def callback(**options):
@@ -85,7 +92,7 @@ GROUPS, EXPECTED_DIVERSITY = DiversitySettings(prompts=5, images_per_prompt=3), 
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12, 60])
-def test_several_images_of_some_prompts_make_the_diversity(batch_size):
+def test_several_images_of_some_prompts_make_the_diversity(batch_size, fake_trainer):
     student = Student()
     scores = callback(batch_size=batch_size, diversity=GROUPS).evaluate(fake_trainer(), student)
     assert float(scores["eval/diversity"]) == pytest.approx(EXPECTED_DIVERSITY)
@@ -99,7 +106,7 @@ def test_several_images_of_some_prompts_make_the_diversity(batch_size):
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12, 60])
-def test_means_per_reward_and_tag_are_those_worked_out_by_hand(batch_size):
+def test_means_per_reward_and_tag_are_those_worked_out_by_hand(batch_size, fake_trainer):
     evaluation = callback(batch_size=batch_size)
     scores = evaluation.evaluate(fake_trainer(), Student())
     assert list(scores) == evaluation.metric_names() and len(scores) == 2 * (1 + 6)
@@ -116,7 +123,7 @@ class Undefined(Reward):
         return torch.tensor([float("nan") if prompt == third else 1.0 for prompt in prompts])
 
 
-def test_a_score_that_is_no_number_stops_the_run_by_reward_and_prompt():
+def test_a_score_that_is_no_number_stops_the_run_by_reward_and_prompt(fake_trainer):
     """A mean that leaves it out would choose the best checkpoint."""
     third = load_prompts(PROMPTS)[2]["prompt"]
     with pytest.raises(RewardError, match=f"'undefined' returned nan for the prompt '{third}'"):
@@ -138,7 +145,7 @@ def test_ranks_share_the_prompts_out_in_equally_many_batches(world_size, batch_s
     assert all(len(batch) <= batch_size for of_rank in batches for batch in of_rank)
 
 
-def test_a_rank_with_nothing_left_draws_along_and_scores_nothing(monkeypatch):
+def test_a_rank_with_nothing_left_draws_along_and_scores_nothing(monkeypatch, fake_trainer):
     """Sharded forward passes need every rank, so all draw equally often; here the third rank has no prompt at all."""
     monkeypatch.setattr(reward_eval, "MeanMetric", lambda **_: Counter())
     students, counts = [Student() for _ in range(3)], []
@@ -172,7 +179,7 @@ def evaluate_on_rank(rank, folder):
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=patience)
     try:
         evaluation = callback(batch_size=4, diversity=GROUPS)
-        scores = evaluation.evaluate(fake_trainer(folder, rank=rank, world_size=2), Student())
+        scores = evaluation.evaluate(trainer_in(folder, rank=rank, world_size=2), Student())
     finally:
         dist.destroy_process_group()
     (folder / f"rank_{rank}.json").write_text(json.dumps({name: float(score) for name, score in scores.items()}))
@@ -192,11 +199,11 @@ def test_two_processes_both_come_to_the_means_over_all_prompts_and_one_of_them_w
     assert len((tmp_path / "eval.jsonl").read_text().splitlines()) == 1
 
 
-def test_an_evaluation_leaves_a_row_and_a_grid(tmp_path):
+def test_an_evaluation_leaves_a_row_and_a_grid(tmp_path, fake_trainer):
     evaluation = callback()
     evaluation.training_seconds = 12.3456
     for step in (7, 14):
-        evaluation.evaluate(fake_trainer(tmp_path, step=step), Student())
+        evaluation.evaluate(fake_trainer(step=step), Student())
     rows = [json.loads(line) for line in (tmp_path / "eval.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [7, 14] and rows[0]["training_seconds"] == 12.35
     scores = {name: value for name, value in rows[0].items() if name.startswith("eval/")}
@@ -208,13 +215,9 @@ def test_an_evaluation_leaves_a_row_and_a_grid(tmp_path):
     assert (tmp_path / "images/step_000014.png").is_file()
 
 
-def test_the_log_folder_need_not_exist_yet(tmp_path):
-    callback().evaluate(fake_trainer(tmp_path / "new"), Student())
+def test_the_runs_folder_need_not_exist_yet(tmp_path, fake_trainer):
+    callback().evaluate(trainer_in(tmp_path / "new"), Student())
     assert (tmp_path / "new/eval.jsonl").is_file()
-
-
-def test_without_a_log_folder_the_scores_are_still_there():
-    assert callback().evaluate(fake_trainer(None), Student()).keys() == expected_scores().keys()
 
 
 @pytest.mark.parametrize("name", ["every_n_updates", "batch_size", "grid"])
@@ -228,7 +231,7 @@ def test_names_of_rewards_must_differ():
         callback(rewards=[Length(), Length()])
 
 
-def test_training_time_leaves_evaluation_and_the_wait_for_data_out(monkeypatch):
+def test_training_time_leaves_evaluation_and_the_wait_for_data_out(monkeypatch, fake_trainer):
     """A clock that an evaluation moves by 100 s, waiting for a batch by 10 s and a training step by 1 s."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(reward_eval.time, "perf_counter", lambda: clock.now)

@@ -127,7 +127,7 @@ def test_a_hub_model_is_told_by_its_commit(tmp_path, monkeypatch):
 
 
 def weights_after(config, folder, *options: str) -> dict[str, torch.Tensor]:
-    fit.main(["--config", str(config), f"--trainer.logger.init_args.save_dir={folder / 'runs'}", *options])
+    fit.main(["--config", str(config), f"--run_dir={folder / 'runs/run'}", *options])
     return load_checkpoint(folder)["state_dict"]
 
 

@@ -5,12 +5,14 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from rtdmd_lightning import fit
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.modules.origin import ORIGIN_KEY
 from rtdmd_lightning.modules.training import SHARDED_KEY
 from rtdmd_lightning.utils.errors import UserError
+from rtdmd_lightning.utils.run_folder import locked
 from tests.support.runs import refused
 from tests.support.tiny import REPOSITORY, STRATEGIES, write_config
 from tests.support.tiny_rtdmd import save_cold_start, write_rtdmd_config
@@ -83,6 +85,8 @@ def cold_start(tiny_folder, tmp_path_factory):
         (["--trainer.strategy=abacus"], "abacus"),
         ([f"--config={REPOSITORY / 'configs/parts/gpus.yaml'}", "--trainer.strategy.timeout=never"], '"timeout"'),
         (["--seed_everything=-1"], "-1"),
+        (["--trainer.limit_train_batches=0"], "limit_train_batches"),
+        (["--trainer.max_steps=0"], "max_steps"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
@@ -154,13 +158,19 @@ def test_checkpoints_of_other_runs(trained, tiny_folder, cold_start, tmp_path, s
     state = torch.load(other / "fake_score.pt", weights_only=True)
     torch.save({key: value + 1 for key, value in state.items()}, other / "fake_score.pt")
     checkpoint = torch.load(trained["cold_start"], weights_only=True)
-    assert checkpoint[ORIGIN_KEY] == {"module": "ACDMDModule", "LoRA": "rank 4, alpha 8"}
+    assert checkpoint[ORIGIN_KEY].items() >= {"module": "ACDMDModule", "LoRA": "rank 4, alpha 8"}.items()
+    assert checkpoint[ORIGIN_KEY].keys() == {"module", "LoRA", "base's transformer", "base's vae"}
+    base = tmp_path / "base"
+    shutil.copytree(tiny_folder, base)
+    (weights,) = (base / "transformer").glob("*.safetensors")
+    save_file({key: value * 1.01 for key, value in load_file(weights).items()}, weights, {"format": "pt"})
     del checkpoint[ORIGIN_KEY], checkpoint[SHARDED_KEY]
     torch.save(checkpoint, tmp_path / "old.ckpt")
     (tmp_path / "junk.ckpt").write_text("junk")
 
     for config, path, options, wanted in (
         (stage_2, trained["cold_start"], [], "its module is ACDMDModule, the run's is RTDMDModule"),
+        (stage_1, trained["cold_start"], [f"--model.backbone.pretrained={base}"], "its base's transformer is "),
         (stage_1, trained["rtdmd"], [], "its module is RTDMDModule, the run's is ACDMDModule"),
         (stage_1, trained["cold_start"], ["--model.lora.rank=8"], "its LoRA is rank 4, alpha 8, the run's is rank 8, alpha 8"),
         (stage_2, trained["rtdmd"], [f"--model.cold_start={other}"], "its cold_start_fake_score is "),
@@ -177,10 +187,12 @@ def test_checkpoints_of_other_runs(trained, tiny_folder, cold_start, tmp_path, s
 
 
 @pytest.mark.slow
-def test_a_cold_start_that_lies_elsewhere_is_the_same(trained, tiny_folder, cold_start, tmp_path):
+def test_a_base_and_a_cold_start_that_lie_elsewhere_are_the_same(trained, tiny_folder, cold_start, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(cold_start, moved)
-    config = str(write_rtdmd_config(tmp_path, tiny_folder, moved))
+    base = tmp_path / "base"
+    shutil.copytree(tiny_folder, base)
+    config = str(write_rtdmd_config(tmp_path, base, moved))
     assert fit.main(["--config", config, f"--ckpt_path={trained['rtdmd']}"]).trainer.global_step == 2
 
 
@@ -206,14 +218,28 @@ def test_one_that_left_no_checkpoint_is_not_to_be_resumed(config, tmp_path):
     run = tmp_path / "runs/run"
     run.mkdir(parents=True)
     (run / "eval.jsonl").touch()
-    with pytest.raises(UserError, match=r"holds a run already: give this one another --trainer\.logger"):
+    with pytest.raises(UserError, match=r"holds a run already: give this one another --run_dir"):
         fit.main(["--config", config])
     assert fit.main(["--config", config, "--ckpt_path=last"]).trainer.global_step == 2  # cut off early, it begins
 
 
-def test_the_last_checkpoint_of_a_run_that_writes_nowhere_is_none(config, sentence_at_start):
-    sentence = sentence_at_start("--config", config, "--ckpt_path=last", "--trainer.logger=false", "--callbacks={}")
-    assert "ckpt_path last is looked for where the run writes" in sentence
+def test_a_folder_that_another_process_trains_in_is_refused(config, tmp_path, sentence_at_start):
+    """Only while it does: a lock that its process no longer holds is none."""
+    folder = tmp_path / "runs/run"
+    with locked(folder):
+        assert "--run_dir" in sentence_at_start("--config", config)
+        assert "--run_dir" in sentence_at_start("--config", config, "--ckpt_path=last")
+    with locked(folder):
+        pass
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_processes_that_would_each_be_a_run_of_its_own_are_refused(config, monkeypatch, sentence_at_start, nodes):
+    """`devices: 1` under torchrun."""
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": 2 * nodes, "LOCAL_WORLD_SIZE": 2, "RANK": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    sentence = sentence_at_start("--config", config)
+    assert "--trainer.devices=2" in sentence and f"--trainer.num_nodes={nodes}" in sentence
 
 
 @pytest.mark.slow

@@ -52,6 +52,22 @@ def first_norms(module):
     return reported, stepped
 
 
+@pytest.mark.parametrize("stage", ["stage 1", "stage 2"])
+def test_both_optimizers_get_exactly_their_settings(modules, stage):
+    """A lost argument would mean AdamW's own: a weight decay of 0.01."""
+    settings = {
+        GENERATOR: OptimizerSettings(1e-3, betas=(0.8, 0.95), weight_decay=0.03, eps=1e-5),
+        FAKE_SCORE: OptimizerSettings(2e-3, betas=(0.7, 0.9), weight_decay=0.0, eps=1e-6),
+    }
+    options = {"generator_optimizer": settings[GENERATOR], "fake_optimizer": settings[FAKE_SCORE]}
+    module = modules[stage](**options)
+    for optimizer, (role, wanted) in zip(module.configure_optimizers(), settings.items(), strict=True):
+        (group,) = optimizer.param_groups
+        assert all(a is b for a, b in zip(group["params"], module.roles.parameters_of(role), strict=True))
+        assert (group["lr"], group["betas"]) == (wanted.learning_rate, wanted.betas)
+        assert (group["weight_decay"], group["eps"]) == (wanted.weight_decay, wanted.eps)
+
+
 class Overflow(torch.autograd.Function):
     """A finite value with an infinite gradient, as half precision makes it."""
 

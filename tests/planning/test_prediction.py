@@ -63,7 +63,7 @@ class PeakOfSecondStep(Callback):
 def measure(arguments: list[str], folder: Path) -> tuple[int, FewStepModule]:
     """The peak, and the module of the finished run, which leaves its config in the folder."""
     meter = PeakOfSecondStep()
-    run = fit.parse([*arguments, *QUIET, f"--trainer.default_root_dir={folder}"])
+    run = fit.parse([*arguments, *QUIET, f"--run_dir={folder}"])
     run.trainer.callbacks.append(meter)
     run.trainer.fit(run.model, run.datamodule)
     return meter.bytes, run.model

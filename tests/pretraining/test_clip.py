@@ -110,7 +110,7 @@ def run(tmp_path, monkeypatch):
 
     def _run(steps: int) -> dict:
         pretrain_clip.main(tmp_path / "out", tmp_path / "run", steps=steps, pairs=32)
-        return torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+        return torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
 
     return _run
 

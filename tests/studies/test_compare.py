@@ -20,6 +20,7 @@ from rtdmd_lightning.studies.study import grid, load_study, write_json
 from rtdmd_lightning.study import compare
 from rtdmd_lightning.utils.errors import UserError
 from rtdmd_lightning.utils.files import slug
+from rtdmd_lightning.utils.run_folder import run_folder
 from tests.support.tiny import REPOSITORY, write_config
 
 STUDIES = [
@@ -63,10 +64,7 @@ def processes(monkeypatch):
         seen.commands.append(command)
         seen.threads.append(env.get("OMP_NUM_THREADS"))
         seen.together.wait(timeout=120)
-        options = dict(
-            argument.removeprefix("--").split("=", 1) for argument in command if argument.startswith("--trainer")
-        )
-        folder = Path(options["trainer.logger.save_dir"]) / options["trainer.logger.name"]
+        (folder,) = (Path(argument.partition("=")[2]) for argument in command if argument.startswith("--run_dir="))
         stdout.write("loading\nerror: the reason\n")
         rows = [{STEP: step, SECONDS: 2.0 * step, "eval/shapes": 0.1 * step} for step in (2, 4)]
         (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -86,8 +84,7 @@ def test_the_grid_has_every_variant_once_before_any_twice(write_study, tmp_path)
         "--model.x=false",
         "--trainer.max_steps=4",
         "--seed_everything=1",
-        f"--trainer.logger.save_dir={tmp_path}/runs/no_x",
-        "--trainer.logger.name=seed_1",
+        f"--run_dir={tmp_path}/runs/no_x/seed_1",
     ]
 
 
@@ -129,11 +126,17 @@ def test_finished_runs_are_kept_and_the_results_written_again(write_study, proce
     assert len(processes.commands) == 3 and (tmp_path / "results/compare_study.png").is_file()
 
 
-def test_a_run_that_fails_stops_the_study_and_goes_on_from_its_checkpoint(write_study, processes, tmp_path):
+@pytest.mark.parametrize("status", [7, 143])
+def test_a_run_that_fails_or_is_stopped_ends_the_study_and_goes_on_from_its_checkpoint(
+    status, write_study, processes, tmp_path
+):
     study, folder = write_study(), tmp_path / "runs/ours/seed_0"
-    processes.status = 7
-    with pytest.raises(UserError, match=r"Ours, seed 0, failed with status 7 .*output\.log.*: error: the reason"):
+    processes.status = status
+    with pytest.raises(
+        UserError, match=rf"Ours, seed 0, failed with status {status} .*output\.log.*: error: the reason"
+    ):
         compare(study)
+    assert not (tmp_path / "results").exists()
     assert len(processes.commands) == 1 and not any("ckpt_path" in word for word in processes.commands[0])
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints/last.ckpt").touch()
@@ -211,7 +214,7 @@ def test_every_shipped_study_builds_its_runs_and_logs_what_it_shows(path, monkey
         (evaluation,) = (c for c in cli.trainer.callbacks if isinstance(c, RewardEvalCallback))
         assert set(study.metrics) <= set(evaluation.metric_names())
         assert study.max_steps % evaluation.every_n_updates == 0
-        assert cli.trainer.max_steps == study.max_steps and Path(cli.trainer.log_dir) == run.folder
+        assert cli.trainer.max_steps == study.max_steps and run_folder(cli.trainer) == run.folder
         configurations.add(str(cli.config["model"]))
     assert len(configurations) == len(study.variants)  # no two rows are the same experiment
 

@@ -109,7 +109,6 @@ def train(module: FewStepModule, steps: int = 1, callbacks: Sequence[Callback] =
 
 def write_config(folder: Path, pipeline: Path, checkpoint_every: int = 1, **model) -> Path:
     """A config of a few fast cycles on a tiny pipeline, built on the shipped defaults."""
-    log_dir = folder / "runs"
     shapes = {"class_path": "rtdmd_lightning.rewards.shapes.ShapesReward"}
     callbacks = {
         "progress": None,
@@ -127,12 +126,12 @@ def write_config(folder: Path, pipeline: Path, checkpoint_every: int = 1, **mode
     }
     config = {
         "defaults": [str(REPOSITORY / "configs/cold_start/defaults.yaml")],
+        "run_dir": str(folder / "runs/run"),
         "trainer": {
             "accelerator": "cpu",
             "devices": 1,
             "max_steps": 2,
             "enable_progress_bar": False,
-            "logger": {"init_args": {"save_dir": str(log_dir), "name": "run"}},
         },
         "callbacks": callbacks,
         "data": {"prompts": "shapes:train"},
@@ -193,3 +192,28 @@ class KillDuringStep(Callback):
     def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
         if trainer.global_step == self.step:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class SignalDuringStep(Callback):
+    """Sends a process a signal inside a training step, before its generator's update; or in the evaluation after it."""
+
+    def __init__(self, step: int, name: str = "SIGTERM", rank: int = 0, evaluating: bool = False) -> None:
+        self.step, self.signal, self.rank, self.evaluating = step, signal.Signals[name], rank, evaluating
+
+    def setup(self, trainer, pl_module, stage: str) -> None:
+        if self.evaluating:
+            generate = pl_module.generate
+
+            def interrupted(*arguments, **options):
+                self.send(trainer, self.step + 1)
+                return generate(*arguments, **options)
+
+            pl_module.generate = interrupted
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        if not self.evaluating:
+            self.send(trainer, self.step)
+
+    def send(self, trainer, step: int) -> None:
+        if (trainer.global_step, trainer.global_rank) == (step, self.rank):
+            os.kill(os.getpid(), self.signal)

@@ -94,8 +94,8 @@ def write_rtdmd_config(
             "devices": 1,
             "max_steps": 2,
             "enable_progress_bar": False,
-            "logger": {"init_args": {"save_dir": str(folder / "runs"), "name": "run"}},
         },
+        "run_dir": str(folder / "runs/run"),
         "callbacks": dict.fromkeys(("progress", "evaluation", "alarm", "best"))
         | {"last": {"init_args": CHECKPOINTS | {"every_n_train_steps": checkpoint_every}}}
         | (callbacks or {}),
