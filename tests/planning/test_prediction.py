@@ -77,9 +77,10 @@ def weight(parameters) -> int:
     "arguments",
     [
         ["--config=configs/cold_start/tiny_sd3.yaml", "--model.batch_size=8"],
+        ["--config=configs/cold_start/tiny_sd3.yaml", "--model.batch_size=8", "--model.backbone.quantization=nf4"],
         ["--config=configs/rtdmd/tiny_sd3.yaml", "--model.micro_batches=1", "--model.batch_size=16"],
     ],
-    ids=["cold_start", "rtdmd"],
+    ids=["cold_start", "cold_start, nf4", "rtdmd"],
 )
 def test_parts_are_the_real_ones_and_the_peak_is_within_15_percent(arguments, monkeypatch, tmp_path):
     """The plan sees one and two of the four equal blocks, the run all of them."""
