@@ -13,15 +13,20 @@ from rtdmd_lightning.benchmarking.probe import Probe
 from rtdmd_lightning.benchmarking.runs import RUNS, TINY, random_run
 from rtdmd_lightning.modules import ACDMDModule
 from rtdmd_lightning.planning.phases import FAKE_STEP, GENERATOR_STEP, ROLLOUT, cold_start_phases
+from rtdmd_lightning.utils.processes import synchronize
 
 
 class NamedFailure(TorchDispatchMode):
     """Waits for every operation: the one that fails is named, with the shapes, strides and dtypes of its tensors."""
 
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
         try:
             result = func(*args, **kwargs or {})
-            torch.accelerator.synchronize()
+            synchronize(self.device)
         except RuntimeError as error:
             tensors = [value for value in tree_iter((args, kwargs)) if isinstance(value, Tensor)]
             told = ", ".join(
@@ -64,7 +69,7 @@ def updates_by_hand(
         for name in (ROLLOUT, FAKE_STEP, GENERATOR_STEP):
             with run.trainer.precision_plugin.train_step_context():
                 if named:
-                    with NamedFailure():
+                    with NamedFailure(probe.device):
                         phases[name]()
                 else:
                     phases[name]()
