@@ -1,6 +1,5 @@
 """Where a run of FLUX.1-dev fails: the same fake-score update by hand, each time with one thing changed."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,7 +42,6 @@ def updates_by_hand(
     few_blocks: bool = False,
     named: bool = False,
     cudnn_attention: bool = True,
-    blocking: bool = False,
 ) -> None:
     """A rollout, a fake-score step and a generator step of FLUX.1-dev, without trainer and optimizer.
 
@@ -52,10 +50,7 @@ def updates_by_hand(
         few_blocks: one transformer block of each kind.
         named: every operation is waited for, and the one that fails is named.
         cudnn_attention: whether cuDNN's attention may be chosen.
-        blocking: every launch waits for its kernel.
     """
-    if blocking:
-        os.environ["CUDA_LAUNCH_BLOCKING"] = "1"  # read when the process first uses its GPU, which it has not yet
     torch.backends.cuda.enable_cudnn_sdp(cudnn_attention)
     sized = [*RUNS["flux1"].options, *(TINY if probe.small else ()), *options]
     with random_run(probe, RUNS["flux1"].config, sized, 1, small=probe.small, few_blocks=few_blocks) as run:

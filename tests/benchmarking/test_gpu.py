@@ -37,7 +37,6 @@ def test_all_checks_finish_on_a_cpu_with_tiny_shapes(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", DIAGNOSES)
 def test_a_diagnosis_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
-    monkeypatch.setenv("CUDA_LAUNCH_BLOCKING", "0")  # restored afterwards
     rows: list[Row] = []
     updates_by_hand(
         Probe("flux1", torch.device("cpu"), True, tmp_path / "out.json", 600, rows.append), **DIAGNOSES[name]
