@@ -103,6 +103,19 @@ def move_trainer(trainer: Trainer) -> None:
         trainer.precision_plugin.device = FAKE_DEVICE.type
 
 
+class NoStream:
+    """Of the fake device, on which nothing is ever under way."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device
+
+    def synchronize(self) -> None:
+        return
+
+    def record_event(self) -> None:
+        return
+
+
 @contextmanager
 def _replaced(owner: Any, name: str, replacement: Callable) -> Iterator[None]:
     original = getattr(owner, name)
@@ -121,6 +134,7 @@ def faked() -> Iterator[None]:
         # torch would switch autocast off on a machine without the device.
         stack.enter_context(_replaced(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
         stack.enter_context(_replaced(torch.cuda, "is_bf16_supported", lambda *args, **kwargs: True))
+        stack.enter_context(_replaced(torch.accelerator, "current_stream", NoStream))
         stack.enter_context(_replaced(torch.autograd, "_engine_run_backward", walk_backward))
         # Gradient checkpointing asks which backward pass it is in, and recomputes a block once in each.
         stack.enter_context(_replaced(torch._C, "_current_graph_task_id", lambda: 0))
