@@ -7,6 +7,8 @@ from itertools import pairwise
 import pytest
 import torch
 from diffusers import Flux2KleinPipeline, FluxPipeline
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_dispatch import AttentionBackendName
 
 from rtdmd_lightning.callbacks.export import write_adapter
 from rtdmd_lightning.models.flux import FluxBackbone
@@ -276,3 +278,29 @@ def test_a_static_shift_is_used_where_the_scheduler_has_one(folders, tmp_path):
 
 def test_the_pipelines_are_the_families_own():
     assert FluxBackbone.pipeline_class is FluxPipeline and Flux2Backbone.pipeline_class is Flux2KleinPipeline
+
+
+@pytest.mark.parametrize("name", ["flux", "flux2_two_bases"])
+def test_an_attention_backend_is_used_by_every_base(folders, name):
+    modules = [built(folders, name, backbone=options) for options in ({}, {"attention_backend": "_native_math"})]
+    latents = torch.randn(2, *modules[0].backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
+    try:
+        for role in (GENERATOR, FAKE_SCORE):
+            one, other = (m.roles.velocity(role, latents, 0.5, m.embed(PROMPTS, CPU)) for m in modules)
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        processors = [
+            module.processor
+            for base in modules[1].roles.bases
+            for module in base.modules()
+            if isinstance(module, AttentionModuleMixin)
+        ]
+        assert {processor._attention_backend for processor in processors} == {AttentionBackendName._NATIVE_MATH}
+    finally:
+        modules[1].roles.transformer.set_attention_backend("native")  # diffusers keeps one for the process too
+
+
+@pytest.mark.parametrize("backend", ["flash", "nonsense"])
+def test_an_attention_backend_that_is_not_there_is_refused_before_weights_are_read(folders, backend):
+    backbone = tiny_backbones(folders, attention_backend=backend)["flux"]
+    with pytest.raises(UserError, match=f"attention_backend {backend} cannot be used"):
+        backbone.check()
