@@ -39,12 +39,13 @@ Images = dict[str, dict[str, list[ImageTask]]]
 class Evaluation:
     """What to compare, on what, and where to write it.
 
-    entries: by the names they have in the tables.
-    sets: prompt sets with their rewards, by name.
-    baseline: the entry that the others are compared with.
-    output: the folder that everything is written into.
-    batch_size: images drawn, or scored, at once on each process.
-    gallery: how many images the report shows, and how large.
+    Args:
+        entries: by the names they have in the tables.
+        sets: prompt sets with their rewards, by name.
+        baseline: the entry that the others are compared with.
+        output: the folder that everything is written into.
+        batch_size: images drawn, or scored, at once on each process.
+        gallery: how many images the report shows, and how large.
     """
 
     entries: dict[str, Entry]
