@@ -34,11 +34,16 @@ EXPECTED_WARNINGS = (
 )
 
 
-def parse(arguments: list[str], cli: "type[FitCLI] | None" = None) -> "FitCLI":
-    """Trainer, module and data as a command line describes them; nothing is loaded or trained yet."""
+def check(arguments: list[str]) -> None:
+    """Refuse what needs no Lightning to be known. Raises UserError."""
     config, options = split_arguments(arguments)
     check_options(config, options)
     check_prompts(config, options)
+
+
+def parse(arguments: list[str], cli: "type[FitCLI] | None" = None) -> "FitCLI":
+    """Trainer, module and data as a command line describes them; nothing is loaded or trained yet."""
+    check(arguments)
     from rtdmd_lightning.fitting.command_line import FitCLI, build
 
     for message in EXPECTED_WARNINGS:
@@ -88,6 +93,7 @@ def main(arguments: list[str]) -> "FitCLI":
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from rtdmd_lightning.callbacks.monitors import check_monitors
+    from rtdmd_lightning.fitting.closing import closing
     from rtdmd_lightning.modules.preflight import check_start
     from rtdmd_lightning.utils.loggers import keep_rows
     from rtdmd_lightning.utils.run_folder import locked, remove_partial, run_folder
@@ -105,6 +111,8 @@ def main(arguments: list[str]) -> "FitCLI":
             cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint)
         except MisconfigurationException as error:  # trainer options that contradict one another
             raise UserError(str(error)) from error
+    if cli.trainer.is_global_zero:
+        Console().print(closing(cli.trainer, cli.model), highlight=False, soft_wrap=True)
     return cli
 
 
@@ -117,6 +125,7 @@ def command(arguments: list[str]) -> None:
 
         print(trainer_help())
     else:
+        check(arguments)
         from rtdmd_lightning.utils.processes import closing_process_group
 
         with closing_process_group():

@@ -13,6 +13,9 @@ from json import dumps
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.console import Console
+from rich.progress import track
+
 from rtdmd_lightning.data.prompts import load_prompts
 from rtdmd_lightning.evaluation.images import write_image
 from rtdmd_lightning.evaluation.tasks import in_batches
@@ -104,7 +107,9 @@ def sample(job: Job) -> Path:
         use_matmul_precision(job.float32_matmul_precision, device)
         model.load(device)
         files = [f"{index:06d}.png" for index in range(len(prompts))]
-        for batch in in_batches(range(len(prompts)), job.batch_size)[rank::world_size]:
+        batches = in_batches(range(len(prompts)), job.batch_size)[rank::world_size]
+        shown = track(batches, f"drawing {len(prompts)} images", console=Console(stderr=True), disable=rank != 0)
+        for batch in shown:
             images = model.generate([prompts[index] for index in batch], batch, seed=job.seed)
             for index, image in zip(batch, images, strict=True):
                 write_image(image, job.out / files[index])
