@@ -14,6 +14,8 @@ import warnings
 from itertools import pairwise
 from pathlib import Path
 
+from rich.console import Console
+
 from rtdmd_lightning import fit
 from rtdmd_lightning.data.stream import samples_per_process
 from rtdmd_lightning.planning import tables
@@ -49,7 +51,8 @@ def plan(arguments: list[str]) -> tuple[tables.Columns, int]:
 def main(arguments: list[str]) -> None:
     """Print the table of a run; with `--markdown` among the arguments, one row of Markdown below its header."""
     options = [argument for argument in arguments if argument != MARKDOWN]
-    columns, processes = plan(options)
+    with Console(stderr=True).status("tracing the run's updates on fake tensors: about a minute"):
+        columns, processes = plan(options)
     title = _title(options)
     if len(options) < len(arguments):
         print(tables.markdown(title, columns, processes))

@@ -8,6 +8,7 @@ import torch
 
 from rtdmd_lightning import fit
 from rtdmd_lightning.callbacks.monitors import check_monitors
+from rtdmd_lightning.fitting.command_line import CONFIGURATION_KEY
 from rtdmd_lightning.utils.errors import UserError
 from rtdmd_lightning.utils.loggers import keep_rows
 from tests.support.tiny import write_config
@@ -77,7 +78,7 @@ def test_a_resumed_run_tells_its_other_options_once_and_takes_them(tiny_folder, 
     )
     assert resumed.model.ema.decay == 0.5 and resumed.trainer.global_step == 2
     last = torch.load(tmp_path / "runs/run/checkpoints/last.ckpt", weights_only=True)
-    assert "max_steps: 2" in last[fit.CONFIGURATION_KEY]
+    assert "max_steps: 2" in last[CONFIGURATION_KEY]
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,11 @@ from rtdmd_lightning.utils.files import slug, write_text
 class Variant:
     """One row of the comparison.
 
-    name: in the table.
-    options: overrides, as on the command line of `rtdmd_lightning.fit`.
-    config: another config than the study's.
-    seeds: others than the study's.
+    Args:
+        name: in the table.
+        options: overrides, as on the command line of `rtdmd_lightning.fit`.
+        config: another config than the study's.
+        seeds: others than the study's.
     """
 
     name: str
@@ -37,15 +38,16 @@ class Variant:
 class Study:
     """What is compared. Paths are relative to the folder that the command is run in.
 
-    config: of every run; it evaluates with `RewardEvalCallback`.
-    max_steps: generator updates of every run, the budget.
-    seeds: of the variants that name none.
-    metrics: what the table and the plot show of `eval.jsonl`.
-    runs: folder of the runs.
-    results: folder of table, numbers and plot, named after the study's file.
-    variants: the rows; the others are compared with the first.
-    parallel: runs at the same time, which share the machine's cores; seconds are comparable within a study. Small models gain
-        from it: a run of theirs uses a second core badly.
+    Args:
+        config: of every run; it evaluates with `RewardEvalCallback`.
+        max_steps: generator updates of every run, the budget.
+        seeds: of the variants that name none.
+        metrics: what the table and the plot show of `eval.jsonl`.
+        runs: folder of the runs.
+        results: folder of table, numbers and plot, named after the study's file.
+        variants: the rows; the others are compared with the first.
+        parallel: runs at the same time, which share the machine's cores; seconds are comparable within a study. Small models gain
+            from it: a run of theirs uses a second core badly.
     """
 
     config: str
