@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
-from rtdmd_lightning.callbacks.monitors import check_monitors
+from rtdmd_lightning.callbacks.monitors import MonitorsAreLogged, check_monitors
 from rtdmd_lightning.data import RolloutDataModule
 from rtdmd_lightning.modules.preflight import check_start
 from rtdmd_lightning.modules.training import FewStepModule
@@ -30,6 +30,7 @@ from rtdmd_lightning.utils.files import write_text
 from rtdmd_lightning.utils.loggers import DELETES, keep_rows
 from rtdmd_lightning.utils.processes import MatmulPrecision, closing_process_group, use_matmul_precision
 from rtdmd_lightning.utils.run_folder import locked, remove_partial, run_folder
+from rtdmd_lightning.utils.stopping import ending_at_once
 
 CONFIGURATION_KEY = "configuration"  # in a checkpoint, as YAML
 
@@ -80,7 +81,7 @@ class FitCLI(LightningCLI):
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:  # else the first logger would decide
                 callback.dirpath = str(Path(self.config_init.run_dir) / CHECKPOINTS)
-        trainer = super().instantiate_trainer(callbacks=callbacks, **options)
+        trainer = super().instantiate_trainer(callbacks=[MonitorsAreLogged(), *callbacks], **options)
         use_matmul_precision(self.config_init.float32_matmul_precision, trainer.strategy.root_device)
         return trainer
 
@@ -107,6 +108,7 @@ def parse(arguments: list[str], cli: type[FitCLI] = FitCLI) -> FitCLI:
         warnings.filterwarnings("ignore", message=message)
     expanded = expand_config_arguments(arguments)
     check_callback_options(expanded)
+    check_folder_options(expanded)
     with refusals_of_libraries():
         return cli(
             FewStepModule,
@@ -144,6 +146,22 @@ def check_callback_options(arguments: list[str]) -> None:
             has = ", ".join(sorted(known)) or "none"
             hint = f"give its class first, --callbacks.{name}=CLASS"
             require(name in known, f"{option}: this run has no callback {name!r} (it has: {has}); {hint}")
+
+
+def check_folder_options(arguments: list[str]) -> None:
+    """Refuse what would give a part of the run another folder than `run_dir`. Arguments as above. Raises UserError."""
+    given = []
+    for argument in arguments:
+        option, _, value = argument.partition("=")
+        given.append(option.removeprefix("--"))
+        if option == "--config" and isinstance(trainer := yaml.safe_load(value).get("trainer"), dict):
+            loggers = trainer.get("logger")
+            for logger in loggers if isinstance(loggers, list) else [loggers]:
+                arguments_of_it = logger.get("init_args") if isinstance(logger, dict) else None
+                given += [f"trainer.logger.init_args.{name}" for name in arguments_of_it or {}]
+            given += [f"trainer.{name}" for name in trainer]
+    for name in ("trainer.default_root_dir", "trainer.logger.save_dir", "trainer.logger.init_args.save_dir"):
+        require(name not in given, f"{name} cannot be given: all that a run writes is in one folder, --run_dir")
 
 
 @contextmanager
@@ -197,5 +215,5 @@ def main(arguments: list[str]) -> FitCLI:
 
 
 if __name__ == "__main__":
-    with readable_errors(), closing_process_group():
+    with readable_errors(), closing_process_group(), ending_at_once():
         main(sys.argv[1:])

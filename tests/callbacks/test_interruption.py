@@ -40,6 +40,16 @@ def test_it_ends_after_the_update_and_goes_on_bit_for_bit(name, status, tiny_fol
         assert_identical(one[part], other[part])
 
 
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_before_the_training_it_ends_at_once(name, status, tiny_folder, tmp_path):
+    config = ("--config", str(write_config(tmp_path, tiny_folder)))
+    loading = ["--callbacks.signal=tests.support.tiny.SignalWhileLoading", f"--callbacks.signal.name={name}"]
+    ended = run(*config, *loading, check=False)
+    assert ended.returncode == status
+    assert f"{name}: the run ends at once" in ended.stderr
+    assert "Traceback" not in ended.stderr and "graceful" not in ended.stderr
+
+
 @pytest.mark.parametrize(("strategy", "evaluating"), [("ddp", False), ("fsdp2", True)])
 def test_all_processes_end_after_the_same_update_whichever_hears_it(strategy, evaluating, tiny_folder, tmp_path):
     config = str(write_config(tmp_path, tiny_folder, **NEVER))

@@ -194,6 +194,16 @@ class KillDuringStep(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class SignalWhileLoading(Callback):
+    """Sends this process a signal before its models are read."""
+
+    def __init__(self, name: str) -> None:
+        self.signal = signal.Signals[name]
+
+    def setup(self, trainer, pl_module, stage: str) -> None:
+        os.kill(os.getpid(), self.signal)
+
+
 class SignalDuringStep(Callback):
     """Sends a process a signal inside a training step, before its generator's update; or in the evaluation after it."""
 
