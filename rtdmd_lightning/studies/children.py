@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import sys
 from types import FrameType
 from typing import Any
 
@@ -24,6 +25,8 @@ class Children:
     def __exit__(self, *error: object) -> None:
         signal.signal(signal.SIGTERM, self._before)
         if self.ended:
+            said = "SIGTERM: what was under way has been ended too; the same command goes on with it"
+            print(said, file=sys.stderr, flush=True)
             raise SystemExit(128 + signal.SIGTERM)
 
     def run(self, command: list[str], **options: Any) -> int:

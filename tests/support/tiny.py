@@ -194,14 +194,19 @@ class KillDuringStep(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-class SignalWhileLoading(Callback):
-    """Sends this process a signal before its models are read."""
+class SignalBeforeTraining(Callback):
+    """Sends a process a signal before its models are read; or when they are, before the first update."""
 
-    def __init__(self, name: str) -> None:
-        self.signal = signal.Signals[name]
+    def __init__(self, name: str, rank: int = 0, loaded: bool = False) -> None:
+        self.signal, self.rank, self.loaded = signal.Signals[name], rank, loaded
 
     def setup(self, trainer, pl_module, stage: str) -> None:
-        os.kill(os.getpid(), self.signal)
+        if not self.loaded:
+            os.kill(os.getpid(), self.signal)
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        if trainer.global_rank == self.rank:
+            os.kill(os.getpid(), self.signal)
 
 
 class SignalDuringStep(Callback):
