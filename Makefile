@@ -5,6 +5,9 @@ PY := $(VENV)/bin/python
 CONFIG ?= configs/cold_start/sd35m.yaml
 # Processes that share the tests, file by file.
 WORKERS ?= 2
+# Of the campaign.
+MINUTES ?= 20
+SEED ?= 0
 PYTEST := $(PY) -m pytest -q -n $(WORKERS) --dist loadfile
 
 # glibc hands freed memory back to the kernel after every small CPU step and faults it in again: a third of the time.
@@ -14,7 +17,7 @@ export MALLOC_MMAP_MAX_ := 0
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo quick test lint format typecheck unit teacher tiny-clip cold-start rtdmd compare-cold-start ablations \
+.PHONY: help install demo quick test campaign mutations lint format typecheck unit teacher tiny-clip cold-start rtdmd compare-cold-start ablations \
 	bench eval prompts doctor plan tensorboard clean
 
 help: ## Show this list
@@ -37,6 +40,12 @@ quick: install lint typecheck ## Lint, type-check and run the tests that are not
 	$(PYTEST) -m "not slow"
 
 test: install lint typecheck unit ## Lint, type-check and run all tests: 7 minutes on two cores (WORKERS=8 on more)
+
+campaign: install ## Kills, signals, full disks, dead ranks, server faults, at random moments: MINUTES=20 SEED=0
+	OMP_NUM_THREADS=1 $(PY) -m tests.campaign.campaign --minutes $(MINUTES) --seed $(SEED)
+
+mutations: install ## Break the code in one place at a time; each time a test must fail: 20 minutes
+	$(PY) -m tests.campaign.mutate
 
 lint: install ## ruff: rules and formatting; import-linter: imports go down (.importlinter is the map)
 	$(VENV)/bin/ruff check .

@@ -16,7 +16,7 @@ import yaml
 from rich.console import Console
 
 from rtdmd_lightning.fitting.help import HELP, print_help
-from rtdmd_lightning.fitting.options import check_options, check_prompts
+from rtdmd_lightning.fitting.options import check_folders, check_options, check_prompts
 from rtdmd_lightning.utils.configuration import differences, split_arguments
 from rtdmd_lightning.utils.errors import UserError, readable_errors
 
@@ -39,6 +39,7 @@ def check(arguments: list[str]) -> None:
     config, options = split_arguments(arguments)
     check_options(config, options)
     check_prompts(config, options)
+    check_folders(config, options)
 
 
 def parse(arguments: list[str], cli: "type[FitCLI] | None" = None) -> "FitCLI":
@@ -127,8 +128,9 @@ def command(arguments: list[str]) -> None:
     else:
         check(arguments)
         from rtdmd_lightning.utils.processes import closing_process_group
+        from rtdmd_lightning.utils.stopping import ending_at_once
 
-        with closing_process_group():
+        with closing_process_group(), ending_at_once():
             main(arguments)
 
 

@@ -8,6 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from rtdmd_lightning.callbacks.monitors import MonitorsAreLogged
 from rtdmd_lightning.data import RolloutDataModule
 from rtdmd_lightning.fitting.options import RunOptions
 from rtdmd_lightning.fitting.refusals import in_our_words
@@ -51,7 +52,7 @@ class FitCLI(LightningCLI):
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:  # else the first logger would decide
                 callback.dirpath = str(Path(self.config_init.run_dir) / CHECKPOINTS)
-        trainer = super().instantiate_trainer(callbacks=callbacks, **options)
+        trainer = super().instantiate_trainer(callbacks=[MonitorsAreLogged(), *callbacks], **options)
         use_matmul_precision(self.config_init.float32_matmul_precision, trainer.strategy.root_device)
         allow_cudnn_attention(self.config_init.cudnn_attention, trainer.strategy.root_device)
         return trainer

@@ -149,3 +149,16 @@ def check_callback_options(config: Mapping[str, Any], options: list[str]) -> Non
         has = ", ".join(sorted(known)) or "none"
         hint = f"give its class first, --callbacks.{name}=CLASS"
         require(name in known, f"{option}: this run has no callback {name!r} (it has: {has}); {hint}")
+
+
+def check_folders(config: Mapping[str, Any], arguments: list[str]) -> None:
+    """Refuse what would give a part of the run another folder than `run_dir`. Raises UserError."""
+    given = {argument.partition("=")[0].removeprefix("--") for argument in arguments}
+    trainer = config.get("trainer") or {}
+    loggers = trainer.get("logger")
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        of_logger = logger.get("init_args") if isinstance(logger, dict) else None
+        given |= {f"trainer.logger.init_args.{name}" for name in of_logger or {}}
+    given |= {f"trainer.{name}" for name in trainer}
+    for name in ("trainer.default_root_dir", "trainer.logger.save_dir", "trainer.logger.init_args.save_dir"):
+        require(name not in given, f"{name} cannot be given: all that a run writes is in one folder, --run_dir")

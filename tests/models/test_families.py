@@ -166,6 +166,18 @@ def test_without_weights_a_transformer_has_all_tensors_that_it_has_with_them_and
         assert not any(parameter.requires_grad for parameter in blank.parameters())
 
 
+def test_flux2s_latents_are_scaled_by_the_variance_and_its_eps(folders):
+    """The published autoencoder's eps, 1e-4, is alone where the variance is 0."""
+    backbone = tiny_backbones(folders)["flux2"]
+    backbone.load()
+    latents = torch.randn(1, backbone.tokens, 16)
+    backbone.loaded.vae.bn.running_mean.zero_()
+    for variance, scale in ((0.0, 0.01), (3e-4, 0.02)):
+        backbone.loaded.vae.bn.running_var.fill_(variance)
+        found = backbone.to_vae_latents(latents)
+        assert float(found.std() / latents.std()) == pytest.approx(scale, rel=1e-3)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_decode_passes_gradients_to_the_latents(folders, name):
     module = built(folders, name)
