@@ -9,17 +9,18 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends build-essential ca-certificates git python3 python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
 
-USER ubuntu
+# The image's user `ubuntu`.
+USER 1000
 WORKDIR /home/ubuntu/rtdmd
 ENV PATH=/home/ubuntu/rtdmd/.venv/bin:$PATH PIP_NO_CACHE_DIR=1
 
 # Requirements first: a change of the code does not install them again.
-COPY --chown=ubuntu requirements.txt requirements-no-deps.txt ./
+COPY --chown=1000 requirements.txt requirements-no-deps.txt ./
 RUN python3 -m venv .venv \
     && pip install --no-cache-dir -r requirements.txt \
     && pip install --no-cache-dir --no-deps -r requirements-no-deps.txt
 
-COPY --chown=ubuntu . .
+COPY --chown=1000 . .
 RUN make install
 
 CMD ["make", "test"]
