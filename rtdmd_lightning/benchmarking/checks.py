@@ -1,13 +1,14 @@
 """What `bench --gpu` does, in its order: what is short and what the rest stands on comes first."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from rtdmd_lightning.benchmarking.attention import attention
 from rtdmd_lightning.benchmarking.diagnosis import updates_by_hand
 from rtdmd_lightning.benchmarking.machine import machine
+from rtdmd_lightning.benchmarking.predictions import PREDICTIONS, predictions
 from rtdmd_lightning.benchmarking.probe import Probe
 from rtdmd_lightning.benchmarking.stage2 import decoding, reinforcement
 from rtdmd_lightning.benchmarking.tiny import families, strategies
@@ -26,6 +27,8 @@ class Check:
         gib: GiB of memory that it needs; on a smaller device it is not begun.
         if_failed: it is begun only if a part of this check failed.
         against: a check whose seconds are compared with this one's.
+        environment: variables that are set before its process uses the device.
+        on_device: whether it uses the device.
     """
 
     name: str
@@ -35,6 +38,8 @@ class Check:
     gib: float = 0
     if_failed: str | None = None
     against: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    on_device: bool = True
 
 
 SWITCHES: dict[str, tuple[str, ...]] = {
@@ -57,12 +62,14 @@ SLOW_SWITCHES = ("compile",)
 
 DIAGNOSES: dict[str, dict[str, Any]] = {
     "named": {"named": True},
-    "blocking": {"blocking": True},
+    "blocking": {},
     "no cuDNN attention": {"cudnn_attention": False},
     "batch of 4": {"options": ("--model.batch_size=4",)},
     "few blocks": {"few_blocks": True},
 }
-"""What is changed where FLUX.1-dev fails."""
+"""What is changed where FLUX.1-dev fails. In `BLOCKING` every launch waits for its kernel."""
+
+BLOCKING = ("named", "blocking")
 
 
 def switches(
@@ -84,7 +91,15 @@ CHECKS = [
     Check("tiny", families, 60, 20),
     Check("flux1", partial(cold_start, name="flux1", cycles=2), 60, 25, gib=36),
     *(
-        Check(f"flux1: {name}", partial(updates_by_hand, **changed), 40, 12, gib=36, if_failed="flux1")
+        Check(
+            f"flux1: {name}",
+            partial(updates_by_hand, **changed),
+            40,
+            12,
+            gib=36,
+            if_failed="flux1",
+            environment={"CUDA_LAUNCH_BLOCKING": "1"} if name in BLOCKING else {},
+        )
         for name, changed in DIAGNOSES.items()
     ),
     Check("klein", partial(cold_start, name="klein", cycles=2), 60, 25, gib=36),
@@ -92,4 +107,6 @@ CHECKS = [
     *switches("stage2", "stage2", reinforcement, STAGE_2_SWITCHES),
     Check("decode", decoding, 40, 15, gib=40),
     Check("strategies", strategies, 40, 15),
+    # The fake device must not wake the real one.
+    Check(PREDICTIONS, predictions, 300, 30, on_device=False, environment={"CUDA_VISIBLE_DEVICES": ""}),
 ]

@@ -7,7 +7,7 @@ refuses manual optimization.
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings, RoleOptimizers
 from rtdmd_lightning.modules.origin import ORIGIN_KEY, Origin, origin
 from rtdmd_lightning.modules.strategies import FSDP2
-from rtdmd_lightning.roles import check_settings, read
+from rtdmd_lightning.roles import Adapter, check_settings, read
 from rtdmd_lightning.roles.adapter import SCALE_KEY
 from rtdmd_lightning.roles.compiling import Compile, compile_blocks
 from rtdmd_lightning.roles.drawing import draw, roll_out
@@ -63,7 +63,8 @@ class FewStepModule(L.LightningModule, ABC):
     images_per_prompt: int = 1
     """How many consecutive samples share a prompt."""
 
-    """Whether the transformer's blocks are compiled: their kernels then differ between passes with and without gradient."""
+    read_adapter: Callable[[str], Adapter] = staticmethod(read)
+    """From a file that `frozen_adapters` names."""
 
     def __init__(
         self,
@@ -122,7 +123,7 @@ class FewStepModule(L.LightningModule, ABC):
         """Read the base, build the roles and shard them, once: Lightning may call this again."""
         if "roles" in self._modules:
             return
-        frozen = {name: read(path) for name, path in self.frozen_adapters().items()}
+        frozen = {name: self.read_adapter(path) for name, path in self.frozen_adapters().items()}
         initial = read(self.initial_adapter) if self.initial_adapter else None
         if initial is not None:
             check_settings(initial, self.lora)  # a wrong file is told in a second
