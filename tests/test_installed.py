@@ -7,6 +7,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -45,3 +46,10 @@ def test_the_pinned_versions_are_within_the_packages_ranges():
     assert [name for name, version in versions.items() if not specifiers[name].contains(version)] == []
     unpinned = {Requirement(line).name for name in ("quantization", "wandb") for line in extras[name]}
     assert specifiers.keys() - versions.keys() <= unpinned | {project["name"]}
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert (citation["title"], citation["version"]) == (project["name"], project["version"])
+    assert citation["license"] == project["license"] == "Apache-2.0"
