@@ -28,7 +28,12 @@ from rtdmd_lightning.utils.configuration import differences, expand_config_argum
 from rtdmd_lightning.utils.errors import UserError, readable_errors, require
 from rtdmd_lightning.utils.files import write_text
 from rtdmd_lightning.utils.loggers import DELETES, keep_rows
-from rtdmd_lightning.utils.processes import MatmulPrecision, closing_process_group, use_matmul_precision
+from rtdmd_lightning.utils.processes import (
+    MatmulPrecision,
+    allow_cudnn_attention,
+    closing_process_group,
+    use_matmul_precision,
+)
 from rtdmd_lightning.utils.run_folder import locked, remove_partial, run_folder
 
 CONFIGURATION_KEY = "configuration"  # in a checkpoint, as YAML
@@ -58,6 +63,8 @@ class FitCLI(LightningCLI):
         parser.add_argument("--ckpt_path", type=str | None, default=None, help=wanted)
         products = "of float32 matrix products on an accelerator: 'high' is TF32 where the device has it"
         parser.add_argument("--float32_matmul_precision", type=MatmulPrecision, default="high", help=products)
+        attention = "let torch choose cuDNN's attention: faster on Hopper; with torch 2.11 it crashed FLUX.1-dev"
+        parser.add_argument("--cudnn_attention", type=bool, default=False, help=attention)
         named = (
             "callbacks by name, called in this order; --callbacks.NAME=CLASS --callbacks.NAME.OPTION=VALUE; null: none"
         )
@@ -82,6 +89,7 @@ class FitCLI(LightningCLI):
                 callback.dirpath = str(Path(self.config_init.run_dir) / CHECKPOINTS)
         trainer = super().instantiate_trainer(callbacks=callbacks, **options)
         use_matmul_precision(self.config_init.float32_matmul_precision, trainer.strategy.root_device)
+        allow_cudnn_attention(self.config_init.cudnn_attention, trainer.strategy.root_device)
         return trainer
 
 

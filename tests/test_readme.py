@@ -63,15 +63,15 @@ def test_every_heading_that_a_link_names_exists():
 
 
 def test_the_hours_are_those_of_the_measured_seconds():
-    """Of one H100, `notebooks/results/h100/first_look.json`: a cycle of stage 1; an image of stage 2, 1,152 an epoch."""
-    rows = json.loads((REPOSITORY / "notebooks/results/h100/first_look.json").read_text())["rows"]
+    """Of one H100, `notebooks/results/h100/bench.json`: a cycle of stage 1; an image of stage 2, 1,152 an epoch."""
+    rows = json.loads((REPOSITORY / "notebooks/results/h100/bench.json").read_text())["rows"]
     measured = {(row["check"], row["what"]): row["value"] for row in rows}
     fake, generator, rollout = (
-        measured["sd35m", what] for what in ("fake update", "generator update", "rollout")
+        measured["sd35m", what] for what in ("fake-score update", "generator update", "rollout")
     )  # of 9 images
     assert f"({fake:.2f} s each)" in README and f"({generator:.2f} s)" in README and f"({rollout:.2f} s)" in README
     stage_1 = 1500 * (10 * fake + generator + 3 * rollout) / 3600
-    image = measured["stage2", "an epoch of 3 x 8"] / 24
+    image = measured["stage2", "epoch"] / 24  # 3 x 8 images
     assert f"at {image:.2f} s an image" in README
     hours = re.findall(r"^\| stage \d, .* \| (\d+) \|$", README, flags=re.MULTILINE)
     assert [float(number) for number in hours] == [
