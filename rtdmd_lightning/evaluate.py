@@ -157,7 +157,7 @@ def main(arguments: list[str]) -> Results:
         write_text(to_markdown(results), evaluation.output / "results.md")
         for name, result in sets.items():
             picture = evaluation.output / f"side_by_side_{slug(name)}.png"
-            write_side_by_side(result, evaluation.output, evaluation.gallery, picture)
+            write_side_by_side(result, evaluation.output, evaluation.gallery, picture, evaluation.sets[name].verdict)
         report = write_report(results, evaluation.output, evaluation.gallery)
         console = wide_console()
         for part in to_terminal(results):

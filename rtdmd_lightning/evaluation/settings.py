@@ -54,11 +54,13 @@ class PromptSet:
         rewards: what scores the images; their names must differ.
         images_per_prompt: K images are those that a file with the N prompts K times over would have: the r-th image of prompt p
             has the index p + r·N and its noise, and the first is the same whatever K is. Standard errors are over prompts.
+        verdict: the reward by which the picture side by side marks an image as right (its score is 1) or wrong (any other score).
     """
 
     prompts: str
     rewards: list[Reward]
     images_per_prompt: PositiveInt = 1  # type: ignore[valid-type]
+    verdict: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,10 @@ def check_settings(entries: dict[str, Entry], sets: dict[str, PromptSet], baseli
         rewards = [reward.name for reward in prompt_set.rewards]
         if not rewards or len(set(rewards)) != len(rewards):
             raise UserError(f"the rewards of the set {name!r} must be named and differ, not {rewards}")
+        require(
+            prompt_set.verdict in (None, *rewards),
+            f"the set {name!r}: verdict must be one of its rewards ({_quoted(rewards)}), not {prompt_set.verdict!r}",
+        )
     for name, entry in entries.items():
         require(
             entry.published in (None, *KINDS),
