@@ -7,10 +7,14 @@
 
 from typing import TYPE_CHECKING, Any
 
+from rtdmd_lightning.utils.quiet import quiet_libraries
+
 if TYPE_CHECKING:
     from rtdmd_lightning.sampling.scheduler import CPSScheduler
 
 __all__ = ["CPSScheduler"]
+
+quiet_libraries()
 
 
 def __getattr__(name: str) -> Any:

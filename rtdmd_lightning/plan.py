@@ -1,7 +1,7 @@
 """What a run will need of memory: `python -m rtdmd_lightning.plan --config X [--trainer.devices N --model.…] [--markdown]`.
 
 Takes the options of `rtdmd_lightning.fit`, and needs no weights, prompts or GPU: the run's own module executes one rollout, one
-fake-score step and one generator step on fake tensors (`rtdmd_lightning/planning`), with one and with two transformer blocks of
+fake-score step and one generator step on fake tensors (`rtdmd_lightning/planning`), with two and with three transformer blocks of
 each kind, from which all blocks follow. Published models are known by the committed facts; other pipelines are read from their
 folder. Not counted are the GPU's context, workspaces inside kernels, fragmentation, evaluations with their held-out rewards, and
 the passes of text encoders and of rewards without gradient. On the toy world the peak is within 15% of what is measured
@@ -13,6 +13,8 @@ import sys
 import warnings
 from itertools import pairwise
 from pathlib import Path
+
+from rich.console import Console
 
 from rtdmd_lightning import fit
 from rtdmd_lightning.data.stream import samples_per_pass
@@ -51,7 +53,8 @@ def plan(arguments: list[str]) -> tuple[tables.Columns, int]:
 def main(arguments: list[str]) -> None:
     """Print the table of a run; with `--markdown` among the arguments, one row of Markdown below its header."""
     options = [argument for argument in arguments if argument != MARKDOWN]
-    columns, processes = plan(options)
+    with Console(stderr=True).status("tracing the run's updates on fake tensors: about a minute"):
+        columns, processes = plan(options)
     title = _title(options)
     if len(options) < len(arguments):
         print(tables.markdown(title, columns, processes))
