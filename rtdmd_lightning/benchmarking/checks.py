@@ -1,7 +1,7 @@
 """What `bench --gpu` does, in its order: what is short and what the rest stands on comes first."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ class Check:
         gib: GiB of memory that it needs; on a smaller device it is not begun.
         if_failed: it is begun only if a part of this check failed.
         against: a check whose seconds are compared with this one's.
+        environment: variables that are set before its process uses the device.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Check:
     gib: float = 0
     if_failed: str | None = None
     against: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 SWITCHES: dict[str, tuple[str, ...]] = {
@@ -57,12 +59,14 @@ SLOW_SWITCHES = ("compile",)
 
 DIAGNOSES: dict[str, dict[str, Any]] = {
     "named": {"named": True},
-    "blocking": {"blocking": True},
+    "blocking": {},
     "no cuDNN attention": {"cudnn_attention": False},
     "batch of 4": {"options": ("--model.batch_size=4",)},
     "few blocks": {"few_blocks": True},
 }
-"""What is changed where FLUX.1-dev fails."""
+"""What is changed where FLUX.1-dev fails. In `BLOCKING` every launch waits for its kernel."""
+
+BLOCKING = ("named", "blocking")
 
 
 def switches(
@@ -84,7 +88,15 @@ CHECKS = [
     Check("tiny", families, 60, 20),
     Check("flux1", partial(cold_start, name="flux1", cycles=2), 60, 25, gib=36),
     *(
-        Check(f"flux1: {name}", partial(updates_by_hand, **changed), 40, 12, gib=36, if_failed="flux1")
+        Check(
+            f"flux1: {name}",
+            partial(updates_by_hand, **changed),
+            40,
+            12,
+            gib=36,
+            if_failed="flux1",
+            environment={"CUDA_LAUNCH_BLOCKING": "1"} if name in BLOCKING else {},
+        )
         for name, changed in DIAGNOSES.items()
     ),
     Check("klein", partial(cold_start, name="klein", cycles=2), 60, 25, gib=36),

@@ -1,7 +1,8 @@
 """Runs checks one after the other, each in a process of its own, and hands on what they find.
 
 A server imports the slow libraries once and is forked for every check (`multiprocessing`'s forkserver), so that a check begins in
-a moment. Nothing before the fork may touch the device: a forked process could not use it.
+a moment. Nothing before the fork may touch the device: a forked process could not use it. Where a library does so while it is
+imported, every check imports anew.
 """
 
 import multiprocessing
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -24,7 +25,7 @@ from rtdmd_lightning.benchmarking.checks import Check
 from rtdmd_lightning.benchmarking.probe import Probe
 from rtdmd_lightning.benchmarking.report import Report, Row
 
-DONE = "done"
+DONE, SPOILT = "done", "spoilt"
 CHILD_MARGIN = 2.0
 """Seconds that a check knows nothing of, so that it ends by itself before it is ended."""
 
@@ -60,12 +61,13 @@ class Conductor:
     seconds: float
 
     def __post_init__(self) -> None:
+        self.method: Literal["forkserver", "spawn"] = "forkserver"
         self.until = time.monotonic() + self.seconds
 
     def play(self, checks: Sequence[Check], beside: Check | None = None) -> None:
         """One after the other; `beside` runs beside them all, and is ended with the last."""
         os.environ.update(ENVIRONMENT)
-        companion = None if beside is None else self.begin(beside, self.until)
+        companion = None if beside is None else self.begin(beside, torch.device("cpu"))
         try:
             for check in checks:
                 left = self.until - time.monotonic()
@@ -82,31 +84,37 @@ class Conductor:
             if companion is not None:
                 end(companion.process)
 
-    def begin(self, check: Check, until: float) -> Running:
-        seconds = min(check.seconds, until - time.monotonic())
-        processes = multiprocessing.get_context("forkserver")
+    def begin(self, check: Check, device: torch.device) -> Running:
+        seconds = min(check.seconds, self.until - time.monotonic())
+        processes = multiprocessing.get_context(self.method)
         processes.set_forkserver_preload([Check.__module__])
         reader, writer = processes.Pipe(duplex=False)
         found = {(row.check, row.what): row.value for row in self.report.rows if not isinstance(row.value, str)}
-        given = (check, self.device, self.small, self.report.output, seconds - CHILD_MARGIN, found, writer)
-        process = processes.Process(target=carry_out, args=given)
+        given = (check, device, self.small, self.report.output, seconds - CHILD_MARGIN, found, writer)
+        process = processes.Process(target=carry_out, args=given)  # type: ignore[attr-defined] # every context has it
         process.start()
         writer.close()
         return Running(process, reader, time.monotonic() + seconds)
 
     def perform(self, check: Check, companion: Running | None) -> None:
         """Begin the check, pass its rows on, end it. Its process leads a group of its own, which is ended with it."""
-        running = self.begin(check, self.until)
+        running = self.begin(check, self.device)
         try:
             ended = self.listen(running, companion)
             if ended is None:
                 self.report.add(Row(check.name, "ENDED", "its time was up", good=False, note="it was not done"))
-            elif ended != DONE:
+            elif ended not in (DONE, SPOILT):
                 running.process.join(5)
                 code = f"exit code {running.process.exitcode}"
                 self.report.add(Row(check.name, "CRASHED", code, good=False, note="see the log"))
         finally:
             end(running.process)
+        if ended == SPOILT:
+            self.method = "spawn"
+            self.report.add(
+                Row(check.name, "a forked process cannot use the device", "", note="each check imports anew")
+            )
+            self.perform(check, companion)
 
     def listen(self, running: Running, companion: Running | None) -> str | None:
         """Pass rows on until the check says that it is done; "" where its process died, None where its time is up."""
@@ -148,14 +156,29 @@ def carry_out(
 ) -> None:
     """One check, in its own process. All that it prints goes to the log."""
     os.setsid()
+    os.environ.update(check.environment)
     with log(output.with_suffix(".log"), check.name):
         warnings.simplefilter("ignore")
+        if not usable(device):
+            return connection.send(SPOILT)
         probe = Probe(check.name, device, small, output, seconds, connection.send, found)
         try:
             begin(check, probe)
         except Exception as error:
             probe.error(check.name, error)
         connection.send(DONE)
+    return None
+
+
+def usable(device: torch.device) -> bool:
+    """False in a process that was forked from one that has used the device."""
+    try:
+        torch.empty(0, device=device)
+    except RuntimeError as error:
+        if "fork" not in str(error):
+            raise
+        return False
+    return True
 
 
 def begin(check: Check, probe: Probe) -> None:

@@ -43,7 +43,9 @@ def look(
     output.parent.mkdir(parents=True, exist_ok=True)
     output.with_suffix(".log").write_text("")
     try:
-        Conductor(report, where, small, 60 * minutes).play(chosen, Check(PREDICTIONS, predictions, 60 * minutes, 0))
+        hidden = {"CUDA_VISIBLE_DEVICES": ""}  # the fake device must not wake the real one
+        beside = Check(PREDICTIONS, predictions, 60 * minutes, 0, environment=hidden)
+        Conductor(report, where, small, 60 * minutes).play(chosen, beside)
         for row in compared(report):
             report.add(row)
     finally:

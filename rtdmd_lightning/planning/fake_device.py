@@ -7,7 +7,7 @@ which torch's engine refuses to begin without a driver, is walked through in Pyt
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from lightning import Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from peft.utils import integrations as peft_integrations
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorConverter, FakeTensorMode, unset_fake_temporarily
 
@@ -126,6 +127,8 @@ def faked() -> Iterator[None]:
         stack.enter_context(_replaced(F, "scaled_dot_product_attention", _fused_attention))
         # Lightning's metrics copy their defaults, which torch does by their storage.
         stack.enter_context(_replaced(FakeTensor, "__deepcopy__", lambda tensor, memo: tensor.detach().clone()))
+        # PEFT makes layers on the meta device, in a way in which torch before 2.12 makes no fake tensor.
+        stack.enter_context(_replaced(peft_integrations, "_init_on_device", lambda *args, **kwargs: nullcontext()))
         stack.enter_context(releasing())
         stack.enter_context(ReadableFakeTensors())
         yield
