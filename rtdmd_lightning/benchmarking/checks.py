@@ -8,6 +8,7 @@ from typing import Any
 from rtdmd_lightning.benchmarking.attention import attention
 from rtdmd_lightning.benchmarking.diagnosis import updates_by_hand
 from rtdmd_lightning.benchmarking.machine import machine
+from rtdmd_lightning.benchmarking.predictions import PREDICTIONS, predictions
 from rtdmd_lightning.benchmarking.probe import Probe
 from rtdmd_lightning.benchmarking.stage2 import decoding, reinforcement
 from rtdmd_lightning.benchmarking.tiny import families, strategies
@@ -27,6 +28,7 @@ class Check:
         if_failed: it is begun only if a part of this check failed.
         against: a check whose seconds are compared with this one's.
         environment: variables that are set before its process uses the device.
+        on_device: whether it uses the device.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Check:
     if_failed: str | None = None
     against: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    on_device: bool = True
 
 
 SWITCHES: dict[str, tuple[str, ...]] = {
@@ -104,4 +107,6 @@ CHECKS = [
     *switches("stage2", "stage2", reinforcement, STAGE_2_SWITCHES),
     Check("decode", decoding, 40, 15, gib=40),
     Check("strategies", strategies, 40, 15),
+    # The fake device must not wake the real one.
+    Check(PREDICTIONS, predictions, 300, 30, on_device=False, environment={"CUDA_VISIBLE_DEVICES": ""}),
 ]

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -64,43 +64,36 @@ class Conductor:
         self.method: Literal["forkserver", "spawn"] = "forkserver"
         self.until = time.monotonic() + self.seconds
 
-    def play(self, checks: Sequence[Check], beside: Check | None = None) -> None:
-        """One after the other; `beside` runs beside them all, and is ended with the last."""
+    def play(self, checks: Sequence[Check]) -> None:
+        """One after the other, alone on the machine."""
         os.environ.update(ENVIRONMENT)
-        companion = None if beside is None else self.begin(beside, torch.device("cpu"))
-        try:
-            for check in checks:
-                left = self.until - time.monotonic()
-                if check.if_failed is not None and not self.report.failed(check.if_failed):
-                    continue
-                if left < check.least:
-                    self.report.add(
-                        Row(check.name, "not begun", f"{left:.0f} s left", note=f"it wants {check.least:.0f}")
-                    )
-                    continue
-                self.perform(check, companion)
-                self.compare(check)
-        finally:
-            if companion is not None:
-                end(companion.process)
+        for check in checks:
+            left = self.until - time.monotonic()
+            if check.if_failed is not None and not self.report.failed(check.if_failed):
+                continue
+            if left < check.least:
+                self.report.add(Row(check.name, "not begun", f"{left:.0f} s left", note=f"it wants {check.least:.0f}"))
+                continue
+            self.perform(check)
+            self.compare(check)
 
-    def begin(self, check: Check, device: torch.device) -> Running:
+    def begin(self, check: Check) -> Running:
         seconds = min(check.seconds, self.until - time.monotonic())
         processes = multiprocessing.get_context(self.method)
         processes.set_forkserver_preload([Check.__module__])
         reader, writer = processes.Pipe(duplex=False)
         found = {(row.check, row.what): row.value for row in self.report.rows if not isinstance(row.value, str)}
-        given = (check, device, self.small, self.report.output, seconds - CHILD_MARGIN, found, writer)
+        given = (check, self.device, self.small, self.report.output, seconds - CHILD_MARGIN, found, writer)
         process = processes.Process(target=carry_out, args=given)  # type: ignore[attr-defined] # every context has it
         process.start()
         writer.close()
         return Running(process, reader, time.monotonic() + seconds)
 
-    def perform(self, check: Check, companion: Running | None) -> None:
+    def perform(self, check: Check) -> None:
         """Begin the check, pass its rows on, end it. Its process leads a group of its own, which is ended with it."""
-        running = self.begin(check, self.device)
+        running = self.begin(check)
         try:
-            ended = self.listen(running, companion)
+            ended = self.listen(running)
             if ended is None:
                 self.report.add(Row(check.name, "ENDED", "its time was up", good=False, note="it was not done"))
             elif ended not in (DONE, SPOILT):
@@ -114,25 +107,18 @@ class Conductor:
             self.report.add(
                 Row(check.name, "a forked process cannot use the device", "", note="each check imports anew")
             )
-            self.perform(check, companion)
+            self.perform(check)
 
-    def listen(self, running: Running, companion: Running | None) -> str | None:
+    def listen(self, running: Running) -> str | None:
         """Pass rows on until the check says that it is done; "" where its process died, None where its time is up."""
-        readers = [running.reader] + ([] if companion is None or companion.reader.closed else [companion.reader])
-        while (left := running.until - time.monotonic()) > 0:
-            for reader in wait(readers, left):
-                assert isinstance(reader, Connection)
-                try:
-                    message = reader.recv()
-                except EOFError:
-                    message = ""
-                if isinstance(message, Row):
-                    self.report.add(message)
-                elif reader is running.reader:
-                    return message
-                else:
-                    readers.remove(reader)
-                    reader.close()
+        while running.reader.poll(max(0.0, running.until - time.monotonic())):
+            try:
+                message = running.reader.recv()
+            except EOFError:
+                return ""
+            if not isinstance(message, Row):
+                return message
+            self.report.add(message)
         return None
 
     def compare(self, check: Check) -> None:
@@ -159,7 +145,7 @@ def carry_out(
     os.environ.update(check.environment)
     with log(output.with_suffix(".log"), check.name):
         warnings.simplefilter("ignore")
-        if not usable(device):
+        if check.on_device and not usable(device):
             return connection.send(SPOILT)
         probe = Probe(check.name, device, small, output, seconds, connection.send, found)
         try:

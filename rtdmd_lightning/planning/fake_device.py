@@ -8,7 +8,7 @@ which torch's engine refuses to begin without a driver, is walked through in Pyt
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +17,6 @@ from lightning import Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from peft.utils import integrations as peft_integrations
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorConverter, FakeTensorMode, unset_fake_temporarily
 
@@ -109,6 +108,16 @@ def move_trainer(trainer: Trainer) -> None:
         trainer.precision_plugin.device = FAKE_DEVICE.type
 
 
+class NoStream:
+    """Of the fake device, on which nothing is ever under way."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device
+
+    def synchronize(self) -> None:
+        return
+
+
 def _done_at_once(executor: ThreadPoolExecutor, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Future:
     future: Future = Future()
     future.set_result(function(*args, **kwargs))
@@ -133,14 +142,13 @@ def faked() -> Iterator[None]:
         # torch would switch autocast off on a machine without the device.
         stack.enter_context(_replaced(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
         stack.enter_context(_replaced(torch.cuda, "is_bf16_supported", lambda *args, **kwargs: True))
+        stack.enter_context(_replaced(torch.accelerator, "current_stream", NoStream))
         stack.enter_context(_replaced(torch.autograd, "_engine_run_backward", walk_backward))
         # Gradient checkpointing asks which backward pass it is in, and recomputes a block once in each.
         stack.enter_context(_replaced(torch._C, "_current_graph_task_id", lambda: 0))
         stack.enter_context(_replaced(F, "scaled_dot_product_attention", _fused_attention))
         # Lightning's metrics copy their defaults, which torch does by their storage.
         stack.enter_context(_replaced(FakeTensor, "__deepcopy__", lambda tensor, memo: tensor.detach().clone()))
-        # PEFT makes layers on the meta device, in a way in which torch before 2.12 makes no fake tensor.
-        stack.enter_context(_replaced(peft_integrations, "_init_on_device", lambda *args, **kwargs: nullcontext()))
         # A fake mode is for one thread.
         stack.enter_context(_replaced(ThreadPoolExecutor, "submit", _done_at_once))
         stack.enter_context(releasing())

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 from lightning import Trainer
 from torch.utils.data import DataLoader
 
-from rtdmd_lightning.data.rollout import Rollout, Scores, collect
+from rtdmd_lightning.data.rollout import Rollout
+from rtdmd_lightning.data.scoring import Scorer, Scores, Scoring
 from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.modules import ACDMDModule, RTDMDModule
 from rtdmd_lightning.modules.explorer import Explorer
@@ -21,17 +21,19 @@ def train_on_fake_device(module: FewStepModule, trainer: Trainer) -> None:
     if isinstance(module, ACDMDModule):
         module.draw_updates = unfaked(module.draw_updates)  # type: ignore[method-assign]
     if isinstance(module, RTDMDModule):
-        module.explore = partial(explore, module.explore, module.batch_size)  # type: ignore[assignment]
+        score_at_once(module.explore)
     count = module.batch_size * module.batches_per_step
     batch = PromptBatch([""] * count, [{}] * count, list(range(count)))
     move_trainer(trainer)
     trainer.fit(module, train_dataloaders=DataLoader([batch] * trainer.max_steps, batch_size=None))  # type: ignore[arg-type]
 
 
-def explore(
-    explorer: Explorer, size: int, batch: PromptBatch, epoch: int, chosen: Sequence[int]
-) -> tuple[list[Rollout], Scores]:
-    """An epoch's rollouts in batches of `size`, scored. Every sample has an advantage: without numbers none is computed."""
-    batches = [batch[start : start + size] for start in range(0, len(batch.prompts), size)]
-    rollouts = collect(batches, partial(explorer.sample, epoch=epoch, chosen=chosen), explorer.score)
-    return [replace(rollout, advantages=torch.ones(len(rollout))) for rollout in rollouts], rollouts[0].rewards
+def score_at_once(explorer: Explorer) -> None:
+    """In this thread and on no stream. Every sample gets an advantage: without numbers none is computed."""
+
+    def with_advantages(rollouts: Sequence[Rollout], scoring: Scoring) -> tuple[list[Rollout], Scores]:
+        _, scores = scoring.results()
+        return [replace(rollout, advantages=torch.ones(len(rollout))) for rollout in rollouts], scores
+
+    explorer._scorer = Scorer(explorer.score, torch.device("cpu"))
+    explorer.with_advantages = with_advantages  # type: ignore[method-assign]
