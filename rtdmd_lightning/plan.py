@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from rtdmd_lightning import fit
-from rtdmd_lightning.data.stream import samples_per_process
+from rtdmd_lightning.data.stream import samples_per_pass
 from rtdmd_lightning.planning import tables
 from rtdmd_lightning.planning.estimate import four_copies, one_base, sharded
 from rtdmd_lightning.planning.trace import trace
@@ -36,7 +36,9 @@ def plan(arguments: list[str]) -> tuple[tables.Columns, int]:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     run = fit.parse([*arguments, *ANYWHERE])
     processes = run.trainer.world_size
-    samples_per_process(run.model.batch_size, processes)  # told before the trace, which takes a minute
+    samples_per_pass(
+        run.model.batch_size, processes, run.model.micro_batch_size
+    )  # told before the trace, which takes a minute
     traced = trace(run.model, run.trainer)
     return {
         tables.DDP: one_base(traced, processes, checkpointing=True),

@@ -66,8 +66,7 @@ class Explorer:
 
     def roll_out(self, batch: PromptBatch, epoch: int, chosen: Sequence[int], scoring: Scoring) -> list[Rollout]:
         """As `__call__`, their advantages still zeros, some of the images still to be scored."""
-        local = len(batch.prompts) // self.module.batches_per_step
-        batches = [batch[start : start + local] for start in range(0, len(batch.prompts), local)]
+        batches = batch.split(self.module.micro_batch_size or len(batch.prompts) // self.module.batches_per_step)
         with self.module.timed("rollout"):
             return collect(batches, partial(self.sample, epoch=epoch, chosen=chosen), scoring)
 

@@ -107,11 +107,6 @@ class RoleOptimizers:
             for role, settings in self.settings.items()
         ]
 
-    def update(self, role: str, loss: Tensor) -> Tensor:
-        """Back-propagate, clip and step one role's optimizer; returns the gradient norm before clipping."""
-        self.backward(role, loss)
-        return self.step(role)
-
     def backward(self, role: str, loss: Tensor) -> None:
         """Back-propagate in the role that made the loss, see `Roles.role`.
 

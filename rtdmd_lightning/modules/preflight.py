@@ -10,7 +10,7 @@ from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from torch.distributed import is_torchelastic_launched
 
-from rtdmd_lightning.data.stream import samples_per_process
+from rtdmd_lightning.data.stream import samples_per_pass
 from rtdmd_lightning.modules.origin import ORIGIN_KEY, check_origin
 from rtdmd_lightning.modules.strategies import FSDP2
 from rtdmd_lightning.modules.training import SHARDED_KEY, FewStepModule
@@ -32,7 +32,7 @@ def check_start(
     require(ckpt_path != "", "--ckpt_path wants a checkpoint, or 'last'; leave it out to begin")
     check_processes(trainer.world_size)
     check_trainer(trainer, precision)
-    samples_per_process(module.batch_size, trainer.world_size)
+    samples_per_pass(module.batch_size, trainer.world_size, module.micro_batch_size)
     module.check()
     folder = run_folder(trainer)
     if ckpt_path is None:

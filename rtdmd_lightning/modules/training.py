@@ -20,6 +20,7 @@ from rtdmd_lightning.data.embeddings import PromptEmbedder
 from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.losses.terms import Terms
 from rtdmd_lightning.models.base import Backbone
+from rtdmd_lightning.modules.memory import MemorySettings
 from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings, RoleOptimizers
 from rtdmd_lightning.modules.origin import ORIGIN_KEY, Origin, origin
 from rtdmd_lightning.modules.strategies import FSDP2
@@ -47,7 +48,8 @@ class FewStepModule(L.LightningModule, ABC):
 
     Args:
         backbone: which model family, from where.
-        batch_size: samples of one forward pass, over all processes.
+        batch_size: samples of one batch, over all processes.
+        memory: how it is fitted into less memory.
         optimizers: of each role that is trained, the generator first.
         sampler: the few-step sampler's steps and stochasticity.
         sampler_name: which sampler.
@@ -63,12 +65,11 @@ class FewStepModule(L.LightningModule, ABC):
     images_per_prompt: int = 1
     """How many consecutive samples share a prompt."""
 
-    """Whether the transformer's blocks are compiled: their kernels then differ between passes with and without gradient."""
-
     def __init__(
         self,
         backbone: Backbone,
         batch_size: int,
+        memory: MemorySettings,
         optimizers: Mapping[str, OptimizerSettings],
         sampler: SamplerSettings,
         lora: LoraSettings,
@@ -84,6 +85,7 @@ class FewStepModule(L.LightningModule, ABC):
         self.automatic_optimization = False
         self.strict_loading = False  # `load_state_dict` checks the keys itself: the frozen base is in no checkpoint
         self.backbone, self.batch_size, self.seed = backbone, batch_size, seed
+        self.micro_batch_size = memory.micro_batch_size
         self.optimize = RoleOptimizers(self, optimizers)
         self.sampler_settings, self.sampler_name = sampler, sampler_name
         self.is_compiled = compile == "blocks"

@@ -13,6 +13,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from rtdmd_lightning.data.stream import samples_per_pass
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.modules import ACDMDModule, RTDMDModule
 from rtdmd_lightning.modules.training import FewStepModule
@@ -58,7 +59,7 @@ def _weigh(
     module: Planned, backbone: PipelineBackbone, trainer: Trainer, full: bool, images: int | None
 ) -> tuple[dict[str, int], dict[str, int]]:
     """By phase the peak beyond what was there before the first: with gradient checkpointing, and without."""
-    local = module.batch_size // trainer.world_size
+    local = samples_per_pass(module.batch_size, trainer.world_size, module.micro_batch_size)
     tracker = AllocationTracker()
     tracker.hold(
         tensor for network in _networks(module, backbone) for tensor in (*network.parameters(), *network.buffers())
