@@ -38,10 +38,10 @@ from rtdmd_lightning.models.base import DTYPES, Backbone
 from rtdmd_lightning.modules.cold_start import FROM_BASE, check_reinforcement, cold_start_files
 from rtdmd_lightning.modules.explorer import Explorer, Listener
 from rtdmd_lightning.modules.memory import MemorySettings
-from rtdmd_lightning.modules.notes import Notes
+from rtdmd_lightning.modules.notes import Notes, on_host
 from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings
 from rtdmd_lightning.modules.ratio import FirstRatio
-from rtdmd_lightning.modules.training import FewStepModule, on_host
+from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.rewards.mixture import RewardMixture
 from rtdmd_lightning.roles.compiling import Compile
 from rtdmd_lightning.roles.lora import LoraSettings

@@ -53,6 +53,8 @@ def cold_start(tiny_folder, tmp_path_factory):
         (["--model.lora.init_std=0"], "model.lora.init_std must be above 0, not 0"),
         (["--model.lora.init_std=-1"], "model.lora.init_std must be above 0, not -1"),
         (["--model.batch_size=0"], "model.batch_size must be at least 1, not 0"),
+        (["--model.micro_batch_size=0"], "model.micro_batch_size must be at least 1, not 0"),
+        (["--model.micro_batch_size=3"], "model.micro_batch_size 3 does not divide the 4 samples per process"),
         (["--model.fake_optimizer.learning_rate=-1"], "model.fake_optimizer: learning_rate must be a number from 0 up"),
         (["--model.consistency.moves=0"], "model.consistency.moves must be above 0, not 0"),
         (["--model.sampler.steps=[1000,990,500,250]"], "it cannot start at 0.99"),
