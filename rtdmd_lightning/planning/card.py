@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 
 from rtdmd_lightning.planning.estimate import MemoryEstimate, Trace
 from rtdmd_lightning.planning.switches import Setup, Switch, at_worst, changed, smaller
@@ -18,21 +17,25 @@ class Run:
     batch: samples of a batch.
     switches: those that it has, from the cheapest on.
     held_out: bytes of rewards that an evaluation alone asks.
-    trace: of the run with a setup, all of whose options are the run's own.
+    evaluates: does it draw images while it trains?
+    trace: of the run with a setup; it takes a minute, so what was asked once is remembered.
     """
 
     setup: Setup
     batch: int
     switches: Chosen
     held_out: int
+    evaluates: bool
     trace: Callable[[Setup], Trace]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "trace", cache(self.trace))  # a trace takes a minute
 
     def predicted(self, setup: Setup) -> MemoryEstimate:
         """From the trace of one sample, its activations times the samples of a pass; of a whole batch, from its own."""
-        plain = replace(self.setup, micro_batch=setup.micro_batch and 1, vae_checkpointing=setup.vae_checkpointing)
+        plain = replace(
+            self.setup,
+            micro_batch=setup.micro_batch and 1,
+            checkpointing=setup.checkpointing,
+            vae_checkpointing=setup.vae_checkpointing,
+        )
         return at_worst(smaller(self.trace(plain), setup), setup, self.held_out)
 
     def traced(self, setup: Setup) -> MemoryEstimate:
@@ -70,7 +73,9 @@ def advise(run: Run, budget: int) -> Advice:
 
 def cheapest(start: Setup, switches: Chosen, fits: Callable[[Setup], bool]) -> Chosen | None:
     """As few of the first ones as fit, and of those none that is not needed, the dearest first. None where nothing fits."""
-    chosen = next((switches[:count] for count in range(len(switches) + 1) if fits(changed(start, switches[:count]))), None)
+    chosen = next(
+        (switches[:count] for count in range(len(switches) + 1) if fits(changed(start, switches[:count]))), None
+    )
     for switch in reversed(chosen or ()):
         rest = tuple(other for other in chosen or () if other is not switch)
         if fits(changed(start, rest)):

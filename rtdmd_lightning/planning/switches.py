@@ -39,7 +39,7 @@ class Switch:
     change: dict[str, Any]
     options: tuple[str, ...]
     slowdown: str
-    stages: tuple[int, ...] = (1, 2)
+    is_of_rewards: bool = False
 
 
 SWITCHES = (
@@ -62,13 +62,13 @@ SWITCHES = (
         "1 in operations, counted; the time of small passes is not measured",
     ),
     Switch("offload", {"offload": True}, ("--model.offload=[text_encoders,vae,rewards]",), "not measured"),
-    Switch("rewards in bfloat16", {"half_rewards": True}, ("--model.rewards.dtype=bfloat16",), "not measured", (2,)),
+    Switch("rewards in bfloat16", {"half_rewards": True}, ("--model.rewards.dtype=bfloat16",), "not measured", True),
     Switch(
         "VAE's gradient checkpointing",
         {"vae_checkpointing": True},
         ("--model.backbone.vae_gradient_checkpointing=true",),
         "4/3 of the decoder's pass with gradient, counted: it is computed once more",
-        (2,),
+        True,
     ),
     Switch("base in int8", {"quantization": "int8"}, ("--model.backbone.quantization=int8",), "not measured"),
     Switch("base in nf4", {"quantization": "nf4"}, ("--model.backbone.quantization=nf4",), "not measured"),
@@ -80,6 +80,13 @@ def changed(setup: Setup, switches: tuple[Switch, ...]) -> Setup:
     for switch in switches:
         setup = replace(setup, **switch.change)
     return setup
+
+
+def options_of(setup: Setup, switches: tuple[Switch, ...]) -> list[str]:
+    """On the command line, of those of the switches that are on in the setup."""
+    least = replace(setup, micro_batch=setup.micro_batch and 1)
+    on = [switch for switch in switches if changed(least, (switch,)) == least]
+    return [option.format(micro_batch=setup.micro_batch) for switch in on for option in switch.options]
 
 
 def smaller(trace: Trace, setup: Setup) -> Trace:

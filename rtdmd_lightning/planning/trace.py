@@ -22,7 +22,13 @@ from rtdmd_lightning.planning.estimate import Base, Trace
 from rtdmd_lightning.planning.fake_device import FAKE_DEVICE
 from rtdmd_lightning.planning.fake_module import fake_module, known_shapes
 from rtdmd_lightning.planning.parts import PipelineConfigs, parameter_bytes
-from rtdmd_lightning.planning.phases import EVALUATION, WITHOUT_GRADIENT, cold_start_phases, evaluate, reinforcement_phases
+from rtdmd_lightning.planning.phases import (
+    EVALUATION,
+    WITHOUT_GRADIENT,
+    cold_start_phases,
+    evaluate,
+    reinforcement_phases,
+)
 from rtdmd_lightning.planning.rewards import StandIn
 from rtdmd_lightning.planning.tracking import AllocationTracker
 from rtdmd_lightning.planning.weightless import text_encoder_bytes
