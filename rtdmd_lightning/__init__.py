@@ -5,12 +5,16 @@
 "METHOD section N" in docstrings and configs is section N of `method/README.md`: the equations, and what of them is the paper's.
 """
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rtdmd_lightning.sampling.scheduler import CPSScheduler
 
 __all__ = ["CPSScheduler"]
+
+# diffusers imports bitsandbytes where it is installed, which then tells of an optional kernel for the CPU.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

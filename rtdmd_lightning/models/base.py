@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from rtdmd_lightning.models.quantization import Quantization
 from rtdmd_lightning.objectives import evenly_spaced, guided_velocity
 from rtdmd_lightning.sampling.structures import Conditioning
 
@@ -45,6 +46,9 @@ class Backbone(ABC):
 
     text_encoders: bool = True
     """Whether prompts that the cache lacks can be encoded."""
+
+    quantization: Quantization = "none"
+    """What the frozen weights of the transformers' blocks are kept in."""
 
     reads_weights: bool = True
     """Whether `load` and `load_generator_base` read the transformers' weights; otherwise these are `without_weights`, and wait

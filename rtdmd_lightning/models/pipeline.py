@@ -13,6 +13,7 @@ from rtdmd_lightning.models.base import DTYPES, Backbone
 from rtdmd_lightning.models.broadcast import without_weights
 from rtdmd_lightning.models.folder import fetch
 from rtdmd_lightning.models.identity import identity
+from rtdmd_lightning.models.quantization import Quantization, check_installed
 from rtdmd_lightning.models.source import Pretrained, Source
 from rtdmd_lightning.sampling.structures import Conditioning
 from rtdmd_lightning.utils.errors import UserError, require
@@ -29,6 +30,8 @@ class PipelineBackbone(Backbone):
         max_sequence_length: how many tokens of text a prompt has, padding included: at most the family's `longest_text`. No
             family masks its padding in the transformer, so the number is part of the conditioning (METHOD section 0.1).
         dtype: of the frozen weights. Adapters have a dtype of their own.
+        quantization: what the linear layers of the transformer's blocks are kept in; they compute in `dtype` or autocast's all
+            the same. nf4 needs bitsandbytes. Text encoders are not quantised: an embedding cache leaves them out altogether.
         vae_dtype: of the autoencoder, which rewards are back-propagated through. Images are float32 whatever it is.
         gradient_checkpointing: recompute the blocks' activations in the backward pass.
         channels_last_vae: keep the autoencoder's weights in the memory format that convolutions of some GPUs are faster in.
@@ -60,6 +63,7 @@ class PipelineBackbone(Backbone):
         embedding_cache: str | None = None,
         text_encoders: bool = True,
         embeddings_on_device: int = 256,
+        quantization: Quantization = "none",
     ) -> None:
         if embedding_cache is None and not text_encoders:
             raise UserError(
@@ -82,12 +86,14 @@ class PipelineBackbone(Backbone):
         self.embedding_cache = embedding_cache
         self.text_encoders = text_encoders
         self.embeddings_on_device = embeddings_on_device
+        self.quantization = quantization
         self.source: Source = Pretrained()
         self.pipeline: Any = None
         self._text_pipeline: Any = None  # the one whose text encoders are loaded
         self._device = torch.device("cpu")
 
     def check(self) -> None:
+        check_installed(self.quantization)
         self._check_folder()
         self.check_resolution()
 
