@@ -103,6 +103,7 @@ def setup_of(module: FewStepModule) -> Setup:
         cached=not backbone.text_encoders,
         checkpointing=backbone.gradient_checkpointing,
         micro_batch=module.micro_batch_size,
+        quantization=backbone.quantization,
     )
 
 
@@ -156,7 +157,8 @@ def _gigabytes(text: str) -> float:
 
 def _quiet() -> None:
     warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def _title(options: list[str]) -> str:

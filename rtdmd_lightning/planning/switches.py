@@ -61,15 +61,6 @@ SWITCHES = (
         ("--model.micro_batch_size={micro_batch}",),
         "1 in operations, counted; the time of small passes is not measured",
     ),
-    Switch("offload", {"offload": True}, ("--model.offload=[text_encoders,vae,rewards]",), "not measured"),
-    Switch("rewards in bfloat16", {"half_rewards": True}, ("--model.rewards.dtype=bfloat16",), "not measured", True),
-    Switch(
-        "VAE's gradient checkpointing",
-        {"vae_checkpointing": True},
-        ("--model.backbone.vae_gradient_checkpointing=true",),
-        "4/3 of the decoder's pass with gradient, counted: it is computed once more",
-        True,
-    ),
     Switch("base in int8", {"quantization": "int8"}, ("--model.backbone.quantization=int8",), "not measured"),
     Switch("base in nf4", {"quantization": "nf4"}, ("--model.backbone.quantization=nf4",), "not measured"),
 )
