@@ -14,6 +14,7 @@ import logging
 import math
 import sys
 import warnings
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -36,6 +37,7 @@ from rtdmd_lightning.planning.advice import (
 )
 from rtdmd_lightning.planning.card import Run, advise
 from rtdmd_lightning.planning.estimate import Trace, four_copies, one_base, sharded
+from rtdmd_lightning.planning.fake_module import known_shapes
 from rtdmd_lightning.planning.rewards import reward_bytes
 from rtdmd_lightning.planning.switches import SWITCHES, Setup, options_of
 from rtdmd_lightning.planning.trace import trace
@@ -55,9 +57,7 @@ def plan(arguments: list[str]) -> tuple[tables.Columns, int]:
     _quiet()
     run = fit.parse([*arguments, *ANYWHERE])
     processes = run.trainer.world_size
-    samples_per_pass(
-        run.model.batch_size, processes, run.model.micro_batch_size
-    )  # told before the trace, which takes a minute
+    samples_per_pass(run.model.batch_size, processes, run.model.micro_batch_size)  # told before the trace of a minute
     traced = trace(run.model, run.trainer)
     return {
         tables.DDP: one_base(traced, processes, checkpointing=True),
@@ -71,19 +71,23 @@ def run_on_card(arguments: list[str]) -> Run:
     """A run on one card, where nothing is traced yet. Raises UserError as `plan` does."""
     _quiet()
     described = fit.parse([*arguments, *ONE_CARD, *ANYWHERE])
+    known_shapes(described.model)  # what is refused is told before the traces
+    samples_per_pass(described.model.batch_size, 1, described.model.micro_batch_size)
     evaluation = next((hook for hook in described.trainer.callbacks if isinstance(hook, RewardEvalCallback)), None)
     own = described.model.rewards.rewards if isinstance(described.model, RTDMDModule) else {}
     held_out = [] if evaluation is None else [each for name, each in evaluation.rewards.items() if name not in own]
     switches = tuple(switch for switch in SWITCHES if own or not switch.is_of_rewards)
 
     @cache
-    def trace_of(setup: Setup) -> Trace:
-        options = options_of(setup, switches)
-        run = fit.parse(
-            [*arguments, *ONE_CARD, *options, *evaluation_options(setup, evaluation is not None), *ANYWHERE]
-        )
+    def trace_again(setup: Setup) -> Trace:
+        options = [*options_of(setup, switches), *evaluation_options(setup, evaluation is not None)]
+        run = fit.parse([*arguments, *ONE_CARD, *options, *ANYWHERE])
         images = [hook.batch_size for hook in run.trainer.callbacks if isinstance(hook, RewardEvalCallback)]
         return trace(run.model, run.trainer, full=not setup.checkpointing, images=images[0] if images else None)
+
+    def trace_of(setup: Setup) -> Trace:
+        """What lies elsewhere most of the time is traced as if it were on the device, and left out where it is not used."""
+        return trace_again(replace(setup, cached=False, offload=False))
 
     return Run(
         setup=setup_of(described.model),

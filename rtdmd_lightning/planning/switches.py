@@ -19,14 +19,13 @@ PROMPTS = "prompts"
 class Setup:
     """What of a run decides its memory on one card.
 
-    micro_batch: samples of a pass; None: the whole batch. half_rewards: the CLIPs in bfloat16.
+    micro_batch: samples of a pass; None: the whole batch.
     """
 
     cached: bool = False
     checkpointing: bool = False
     micro_batch: int | None = None
     offload: bool = False
-    half_rewards: bool = False
     vae_checkpointing: bool = False
     quantization: Quantization = "none"
 
@@ -81,7 +80,7 @@ def options_of(setup: Setup, switches: tuple[Switch, ...]) -> list[str]:
 
 
 def smaller(trace: Trace, setup: Setup) -> Trace:
-    """What a trace of the plain run would be with the setup's base and rewards, and `micro_batch` times its one sample."""
+    """What a trace of the plain run would be with the setup's base, and `micro_batch` times its one sample."""
     bases = trace.bases
     if setup.quantization != "none":
         of_a_weight = BYTES_OF_A_WEIGHT[setup.quantization]
@@ -91,16 +90,7 @@ def smaller(trace: Trace, setup: Setup) -> Trace:
     def scaled(phases: dict[str, int]) -> dict[str, int]:
         return {name: trace.gradients + samples * (size - trace.gradients) for name, size in phases.items()}
 
-    def halved(rewards: dict[str, int]) -> dict[str, int]:
-        return {name: size // 2 if setup.half_rewards else size for name, size in rewards.items()}
-
-    return trace._replace(
-        bases=bases,
-        rewards=halved(trace.rewards),
-        differentiable=halved(trace.differentiable),
-        checkpointed=scaled(trace.checkpointed),
-        full=scaled(trace.full),
-    )
+    return trace._replace(bases=bases, checkpointed=scaled(trace.checkpointed), full=scaled(trace.full))
 
 
 def at_worst(trace: Trace, setup: Setup, held_out: int = 0) -> MemoryEstimate:
