@@ -180,7 +180,9 @@ class RewardEvalCallback(L.Callback):
                 continue
             prompts = [entry["prompt"] for entry in metadata]
             for name, reward in self.rewards.items():
-                for value, entry in zip(checked_score(reward, images, prompts, metadata), metadata, strict=True):
+                with reward.at_work():
+                    of_images = checked_score(reward, images, prompts, metadata)
+                for value, entry in zip(of_images, metadata, strict=True):
                     metrics[f"eval/{name}"].update(value)
                     if "tag" in entry:
                         metrics[f"eval/{name}/{entry['tag']}"].update(value)

@@ -42,6 +42,10 @@ class PromptEmbedder:
             self._on_device[device] = PromptMemory(capacity, size=_bytes)
         return Conditioning.cat(self._on_device[device].recall(prompts, partial(self._send, device)))
 
+    def prepare(self, prompts: list[str]) -> None:
+        """Have them in memory, those that are not encoded together: what asks for them later finds them there."""
+        self._memory.recall(prompts, self._find)
+
     def remember(self, prompt: str, row: Conditioning) -> None:
         """What was made elsewhere of one prompt, `[1, ...]`: kept in memory as if it were encoded here."""
         self._memory.recall([prompt], lambda _: [row])

@@ -35,7 +35,7 @@ from rtdmd_lightning.losses import (
 from rtdmd_lightning.losses.terms import Terms, detached, mean, total
 from rtdmd_lightning.models.base import DTYPES, Backbone
 from rtdmd_lightning.modules.cycle import Samples, Update, draw_in_turn, draw_shared, split
-from rtdmd_lightning.modules.memory import MemorySettings
+from rtdmd_lightning.modules.memory import MemorySettings, Offload
 from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings
 from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.objectives import renoise_level
@@ -75,6 +75,7 @@ class ACDMDModule(FewStepModule):
         ema: how the generator's average follows it; by default one move per fake-score update (METHOD section 3.4).
         micro_batch_size: samples of one forward pass on one process, null: all that it has of a batch. Gradients add up: the
             update is the same, its activations are smaller.
+        offload: [text_encoders, vae, rewards] or some of them lie in CPU memory while they are not used; see `memory.py`.
         seed: of all noise and of every random choice (linked from `seed_everything`).
         compile: `blocks` compiles the transformer's blocks (the first steps take minutes); null compiles nothing.
     """
@@ -101,11 +102,12 @@ class ACDMDModule(FewStepModule):
         fake_optimizer: OptimizerSettings = OptimizerSettings(),
         ema: EMASettings = EMASettings(),
         micro_batch_size: int | None = None,
+        offload: list[Offload] | None = None,
         seed: int = 0,
         compile: Compile | None = None,
     ) -> None:
         optimizers = {GENERATOR: generator_optimizer, FAKE_SCORE: fake_optimizer}
-        memory = MemorySettings(micro_batch_size)
+        memory = MemorySettings(micro_batch_size, tuple(offload or ()))
         super().__init__(
             backbone, batch_size, memory, optimizers, sampler, lora, initial_adapter, ema, fake_update_ratio, seed, compile
         )  # fmt: skip
@@ -162,7 +164,7 @@ class ACDMDModule(FewStepModule):
         """
         at_once = self.micro_batch_size or len(batch.prompts)
         place = self.device if self.micro_batch_size is None else torch.device("cpu")
-        samples = [Samples(self.embed(part.prompts, place), self.random_of(part)) for part in batch.split(at_once)]
+        samples = Samples(self.embed(batch.prompts, place), self.random_of(batch)).split(at_once)
         if self.shares_trajectories:
             with self.timed("rollout"):
                 samples = [self.with_trajectory(part, place) for part in samples]

@@ -22,7 +22,7 @@ from rtdmd_lightning.losses import PolicySettings, Term, Terms, total
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.modules.cold_start import FROM_BASE, check_groups, cold_start_files
 from rtdmd_lightning.modules.explorer import Explorer
-from rtdmd_lightning.modules.memory import MemorySettings
+from rtdmd_lightning.modules.memory import MemorySettings, Offload
 from rtdmd_lightning.modules.notes import Notes
 from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings
 from rtdmd_lightning.modules.training import FewStepModule
@@ -59,6 +59,7 @@ class DiffusionNFTModule(FewStepModule):
         ema: how the generator's average follows it; by default one move per epoch.
         micro_batch_size: samples of one forward pass on one process, null: all that it has of a batch. Gradients add up: the
             update is the same, its activations are smaller.
+        offload: [text_encoders, vae, rewards] or some of them lie in CPU memory while they are not used; see `memory.py`.
         seed: of all noise and of every random choice (linked from `seed_everything`).
         compile: `blocks` compiles the transformer's blocks (the first steps take minutes); null compiles nothing.
     """
@@ -82,6 +83,7 @@ class DiffusionNFTModule(FewStepModule):
         generator_optimizer: OptimizerSettings = OptimizerSettings(),
         ema: EMASettings = EMASettings(),
         micro_batch_size: int | None = None,
+        offload: list[Offload] | None = None,
         seed: int = 0,
         compile: Compile | None = None,
     ) -> None:
@@ -90,7 +92,7 @@ class DiffusionNFTModule(FewStepModule):
         require(0 <= old_decay_max < 1, f"model.old_decay_max must lie in [0, 1), not {old_decay_max}")
         require(old_decay_rate >= 0, f"model.old_decay_rate must be at least 0, not {old_decay_rate}")
         optimizers = {GENERATOR: generator_optimizer}
-        memory = MemorySettings(micro_batch_size)
+        memory = MemorySettings(micro_batch_size, tuple(offload or ()))
         super().__init__(
             backbone, batch_size, memory, optimizers, sampler, lora, initial_adapter, ema, 1, seed, compile
         )
@@ -116,7 +118,7 @@ class DiffusionNFTModule(FewStepModule):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        self.rewards.to(self.device)
+        self.explore.load_rewards()
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         rollouts, rewards = self.explore(batch, self.global_step, chosen=())

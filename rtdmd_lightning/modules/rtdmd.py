@@ -35,9 +35,10 @@ from rtdmd_lightning.losses import (
     total,
 )  # fmt: skip
 from rtdmd_lightning.models.base import DTYPES, Backbone
+from rtdmd_lightning.models.placement import VAE
 from rtdmd_lightning.modules.cold_start import FROM_BASE, check_reinforcement, cold_start_files
 from rtdmd_lightning.modules.explorer import Explorer, Listener
-from rtdmd_lightning.modules.memory import MemorySettings
+from rtdmd_lightning.modules.memory import MemorySettings, Offload
 from rtdmd_lightning.modules.notes import Notes, on_host
 from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings
 from rtdmd_lightning.modules.ratio import FirstRatio
@@ -75,6 +76,7 @@ class RTDMDModule(FewStepModule):
         ema: how the generator's average follows it; by default one move per micro-batch (METHOD section 4, item 6).
         micro_batch_size: samples of one forward pass on one process, null: all that it has of a batch. Gradients add up: the
             update is the same, its activations are smaller.
+        offload: [text_encoders, vae, rewards] or some of them lie in CPU memory while they are not used; see `memory.py`.
         seed: of all noise and of every random choice (linked from `seed_everything`).
         compile: `blocks` compiles the transformer's blocks (the first steps take minutes); null compiles nothing.
     """
@@ -106,13 +108,14 @@ class RTDMDModule(FewStepModule):
         fake_optimizer: OptimizerSettings = OptimizerSettings(),
         ema: EMASettings = EMASettings(),
         micro_batch_size: int | None = None,
+        offload: list[Offload] | None = None,
         seed: int = 0,
         compile: Compile | None = None,
     ) -> None:
         check_reinforcement(policy, final_step, sampler, rewards, images_per_prompt, micro_batches)
         needs_fake = final_step.matching_weight > 0
         optimizers = {GENERATOR: generator_optimizer} | ({FAKE_SCORE: fake_optimizer} if needs_fake else {})
-        memory = MemorySettings(micro_batch_size)
+        memory = MemorySettings(micro_batch_size, tuple(offload or ()))
         super().__init__(
             backbone, batch_size, memory, optimizers, sampler, lora, initial_adapter, ema, micro_batches, seed, compile
         )
@@ -153,7 +156,7 @@ class RTDMDModule(FewStepModule):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        self.rewards.to(self.device)
+        self.explore.load_rewards()
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         epoch = self.global_step
@@ -171,7 +174,7 @@ class RTDMDModule(FewStepModule):
         if self.listeners:
             self.update_fake_score(rollouts)
         self.move_average(self.ema_moves - 1)
-        with self.timed("generator_update"):
+        with self.timed("generator_update"), self.backbone.at_work(VAE), self.rewards.at_work():
             self.update_generator(rollouts, epoch, chosen)
         self.move_average(1)
         self.log_dict(self.notes.summary(self.gather))

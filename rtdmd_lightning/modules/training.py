@@ -84,7 +84,7 @@ class FewStepModule(L.LightningModule, ABC):
         self.automatic_optimization = False
         self.strict_loading = False  # `load_state_dict` checks the keys itself: the frozen base is in no checkpoint
         self.backbone, self.batch_size, self.seed = backbone, batch_size, seed
-        self.micro_batch_size = memory.micro_batch_size
+        self.memory, self.micro_batch_size = memory, memory.micro_batch_size
         self.optimize = RoleOptimizers(self, optimizers)
         self.sampler_settings, self.sampler_name = sampler, sampler_name
         self.is_compiled = compile == "blocks"
@@ -123,6 +123,7 @@ class FewStepModule(L.LightningModule, ABC):
         """Read the base, build the roles and shard them, once: Lightning may call this again."""
         if "roles" in self._modules:
             return
+        self.backbone.offloaded, self.backbone.encoded_at_once = self.memory.offload, self.micro_batch_size
         frozen = {name: self.read_adapter(path) for name, path in self.frozen_adapters().items()}
         initial = read(self.initial_adapter) if self.initial_adapter else None
         if initial is not None:
