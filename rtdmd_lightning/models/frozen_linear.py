@@ -24,8 +24,8 @@ NF4_BLOCK = 64
 def pack(weight: Tensor, kind: Bits) -> tuple[Tensor, Tensor]:
     """A weight `[out, in]` as bits and float32 scales.
 
-    int8: int8 `[out, in]` and `[out, 1]`; fp8: the same in uint8 (not all collectives know float8); nf4: uint8 `[out·in/2, 1]` and
-    `[out·in/64]`.
+    int8: int8 `[out, in]` and `[out, 1]`; fp8: the same in uint8 (not all collectives know float8); nf4: uint8 `[out·in/2, 1]`
+    and `[out·in/64]`.
     """
     if kind == "nf4":
         import bitsandbytes  # noqa: F401  registers the operators

@@ -84,12 +84,10 @@ class PipelineBackbone(Backbone):
         self.pretrained, self.resolution = pretrained, resolution
         self.max_sequence_length = max_sequence_length
         self.dtype, self.vae_dtype = DTYPES[dtype], DTYPES[vae_dtype]
-        self.gradient_checkpointing = gradient_checkpointing
-        self.vae_gradient_checkpointing = vae_gradient_checkpointing
+        self.gradient_checkpointing, self.vae_gradient_checkpointing = gradient_checkpointing, vae_gradient_checkpointing
         self.channels_last_vae = channels_last_vae
         self.embedding_cache, self.text_encoders = embedding_cache, text_encoders
-        self.embeddings_on_device = embeddings_on_device
-        self.quantization = quantization
+        self.embeddings_on_device, self.quantization = embeddings_on_device, quantization
         self.source: Source = Pretrained()
         self.pipeline: Any = None
         self._text_pipeline: Any = None  # the one whose text encoders are loaded

@@ -35,9 +35,10 @@ def check_device(kind: Quantization, device: torch.device) -> None:
         return
     check_installed(kind)
     try:
-        layer = nn.utils.skip_init(nn.Linear, 64, 64, device=device, dtype=torch.bfloat16)  # draws no random numbers
-        x = torch.ones(2, 64, device=device, dtype=torch.bfloat16, requires_grad=True)
-        FrozenLinear(layer, kind)(x).sum().backward()
+        with torch.inference_mode(False), torch.enable_grad():  # wherever it is asked
+            layer = nn.utils.skip_init(nn.Linear, 64, 64, device=device, dtype=torch.bfloat16)  # no random numbers
+            x = torch.ones(2, 64, device=device, dtype=torch.bfloat16, requires_grad=True)
+            FrozenLinear(layer, kind)(x).sum().backward()
     except (RuntimeError, NotImplementedError, TypeError) as error:
         raise UserError(
             f"the backbone's quantization {kind} does not work on {device}: {first_line(error)}; choose another one"

@@ -73,9 +73,15 @@ def test_a_row_of_zeros_stays_zero(kind):
     assert not unpack(*pack(torch.zeros(4, 64), kind), kind, (4, 64), torch.float32).any()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", ["sd3", "flux2_two_bases"])
-def test_every_role_computes_and_back_propagates_as_on_the_rounded_weights(kind, family, tiny_folder, folders):
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        ("sd3", "nf4"),
+        *(pytest.param("sd3", kind, marks=pytest.mark.slow) for kind in ("int8", "fp8")),
+        *(pytest.param("flux2_two_bases", kind, marks=pytest.mark.slow) for kind in KINDS),
+    ],
+)
+def test_every_role_computes_and_back_propagates_as_on_the_rounded_weights(family, kind, tiny_folder, folders):
     quantized, rounded, plain = (
         module_of(families(tiny_folder, folders, quantization=option)[family]) for option in (kind, kind, "none")
     )
@@ -135,6 +141,7 @@ def test_a_layer_computes_in_its_inputs_dtype_and_in_autocasts(kind):
         torch.testing.assert_close(layer(x), layer(x.bfloat16()), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_checkpointing_and_compiled_blocks_change_no_gradient(kind, tiny_folder):
     plain, checkpointed = (
@@ -186,11 +193,13 @@ def test_a_device_that_cannot_compute_it_is_refused_before_weights_are_read(kind
         module.configure_model()
 
 
-def test_checking_a_device_draws_no_random_number():
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_a_device_can_be_checked_anywhere_and_no_random_number_is_drawn(mode):
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    check_device("int8", CPU)
+    with mode():
+        check_device("int8", CPU)
     assert torch.equal(torch.rand(1), expected)
 
 
