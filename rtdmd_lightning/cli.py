@@ -1,7 +1,8 @@
-"""All commands in one: `python -m rtdmd_lightning.cli COMMAND …` is `python -m rtdmd_lightning.COMMAND …`."""
+"""All commands in one: `rtdmd COMMAND …` is `python -m rtdmd_lightning.COMMAND …`."""
 
 import runpy
 import sys
+from difflib import get_close_matches
 
 from rich.console import Console
 from rich.table import Table
@@ -28,9 +29,11 @@ COMMANDS = {
 
 def table() -> Table:
     """The commands, a line each."""
-    lines = Table("command", "what it does", title="rtdmd COMMAND --help tells more")
+    lines = Table.grid(padding=(0, 2))
+    lines.title, lines.title_justify, lines.title_style = "rtdmd COMMAND [--OPTION=VALUE …]", "left", "bold"
     for name, meaning in COMMANDS.items():
-        lines.add_row(name, meaning)
+        lines.add_row(f"  [cyan]{name}[/]", meaning)
+    lines.caption, lines.caption_justify = "rtdmd COMMAND --help lists its options", "left"
     return lines
 
 
@@ -41,7 +44,10 @@ def main() -> None:
         Console().print(table())
         return
     if name not in COMMANDS:
-        sys.exit(f"error: there is no command {name!r}; the commands are {', '.join(COMMANDS)}")
+        near = get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
+        print(f"error: there is no command {name!r}; {hint}", file=sys.stderr)
+        sys.exit(2)
     sys.argv = sys.argv[1:]
     runpy.run_module(f"rtdmd_lightning.{name}", run_name="__main__", alter_sys=True)
 

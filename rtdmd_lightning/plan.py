@@ -3,7 +3,7 @@
 `--card 24` asks how the run fits one card of 24 GB: it prints the cheapest set of switches and the command line that has them.
 
 Takes the options of `rtdmd_lightning.fit`, and needs no weights, prompts or GPU: the run's own module executes one rollout, one
-fake-score step and one generator step on fake tensors (`rtdmd_lightning/planning`), with one and with two transformer blocks of
+fake-score step and one generator step on fake tensors (`rtdmd_lightning/planning`), with two and with three transformer blocks of
 each kind, from which all blocks follow. Published models are known by the committed facts; other pipelines are read from their
 folder. Not counted are the GPU's context, workspaces inside kernels, fragmentation, evaluations with their held-out rewards, and
 the passes of text encoders and of rewards without gradient. On the toy world the peak is within 15% of what is measured
@@ -18,6 +18,8 @@ from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+
+from rich.console import Console
 
 from rtdmd_lightning import fit
 from rtdmd_lightning.callbacks import RewardEvalCallback
@@ -81,7 +83,7 @@ def run_on_card(arguments: list[str]) -> Run:
     @cache
     def trace_again(setup: Setup) -> Trace:
         options = [*options_of(setup, switches), *evaluation_options(setup, evaluation is not None)]
-        run = fit.parse([*arguments, *ONE_CARD, *options, *ANYWHERE])
+        run = fit.parse([*arguments, *ONE_CARD, *options, "--model.offload=[]", *ANYWHERE])
         images = [hook.batch_size for hook in run.trainer.callbacks if isinstance(hook, RewardEvalCallback)]
         return trace(run.model, run.trainer, full=not setup.checkpointing, images=images[0] if images else None)
 
@@ -107,6 +109,8 @@ def setup_of(module: FewStepModule) -> Setup:
         cached=not backbone.text_encoders,
         checkpointing=backbone.gradient_checkpointing,
         micro_batch=module.micro_batch_size,
+        offload=len(module.memory.offload) == 3,
+        vae_checkpointing=backbone.vae_gradient_checkpointing,
         quantization=backbone.quantization,
     )
 
@@ -114,10 +118,11 @@ def setup_of(module: FewStepModule) -> Setup:
 def fit_card(arguments: list[str], card: float) -> None:
     """Print whether a run fits one card of so many GB, and otherwise what makes it fit. Raises UserError where nothing does."""
     run, title = run_on_card(arguments), _title(arguments)
-    advice = advise(run, budget_of(card))
+    with Console(stderr=True).status("tracing the run and smaller ones on fake tensors: some minutes"):
+        plain, advice = run.traced(run.setup), advise(run, budget_of(card))
     if not advice.fits:
         raise UserError(too_large(title, card, advice))
-    wide_console().print(parts_table(title, card, run.traced(run.setup), advice))
+    wide_console().print(parts_table(title, card, plain, advice))
     for price in prices(advice):
         print(price)
     print(command(arguments, advice, run.evaluates))
@@ -130,7 +135,8 @@ def main(arguments: list[str]) -> None:
     if card is not None:
         fit_card(options, _gigabytes(card))
         return
-    columns, processes = plan(options)
+    with Console(stderr=True).status("tracing the run's updates on fake tensors: about a minute"):
+        columns, processes = plan(options)
     title = _title(options)
     if len(options) < len(arguments):
         print(tables.markdown(title, columns, processes))

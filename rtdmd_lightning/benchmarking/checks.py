@@ -42,23 +42,22 @@ class Check:
     on_device: bool = True
 
 
-SWITCHES: dict[str, tuple[str, ...]] = {
-    "compile": ("--model.compile=blocks",),
-    "no autocast": ("--trainer.precision=32-true",),
+SWITCHES: Mapping[str, tuple[str, ...]] = {
+    "autocast": ("--trainer.precision=bf16-mixed",),
+    "cuDNN attention": ("--cudnn_attention=true",),
     "no checkpointing": ("--model.backbone.gradient_checkpointing=false",),
 }
 """Options that stage 1 of SD3.5-M is timed with, against the same without: adding one is a line."""
 
-STAGE_2_SWITCHES: dict[str, tuple[str, ...]] = {
-    "compile": ("--model.compile=blocks",),
+STAGE_2_SWITCHES: Mapping[str, tuple[str, ...]] = {
     "VAE channels last": ("--model.backbone.channels_last_vae=true",),
     "VAE in bfloat16": ("--model.backbone.vae_dtype=bfloat16",),
     "float32 products at highest precision": ("--float32_matmul_precision=highest",),
 }
 """The same for stage 2."""
 
-SLOW_SWITCHES = ("compile",)
-"""Those of them that compile first, which takes minutes."""
+COMPILE: Mapping[str, tuple[str, ...]] = {"compile": ("--model.compile=blocks",)}
+"""For both stages; the first steps take minutes."""
 
 DIAGNOSES: dict[str, dict[str, Any]] = {
     "named": {"named": True},
@@ -73,12 +72,15 @@ BLOCKING = ("named", "blocking")
 
 
 def switches(
-    stage: str, against: str, function: Callable[..., None], options: dict[str, tuple[str, ...]]
+    stage: str,
+    function: Callable[..., None],
+    options: Mapping[str, tuple[str, ...]],
+    seconds: float = 60,
+    least: float = 25,
 ) -> list[Check]:
-    """A check for each entry of `SWITCHES` or `STAGE_2_SWITCHES`."""
-    seconds = {name: (240, 120) if name in SLOW_SWITCHES else (60, 25) for name in options}
+    """A check for each entry of `SWITCHES`, `STAGE_2_SWITCHES` or `COMPILE`, held against the stage's own."""
     return [
-        Check(f"{stage}: {name}", partial(function, options=chosen), *seconds[name], gib=70, against=against)
+        Check(f"{stage}: {name}", partial(function, options=chosen), seconds, least, gib=70, against=stage)
         for name, chosen in options.items()
     ]
 
@@ -103,10 +105,12 @@ CHECKS = [
         for name, changed in DIAGNOSES.items()
     ),
     Check("klein", partial(cold_start, name="klein", cycles=2), 60, 25, gib=36),
-    *switches("sd35m", "sd35m", partial(cold_start, name="sd35m", warm_up=2), SWITCHES),
-    *switches("stage2", "stage2", reinforcement, STAGE_2_SWITCHES),
+    *switches("sd35m", partial(cold_start, name="sd35m", warm_up=2), SWITCHES),
+    *switches("stage2", reinforcement, STAGE_2_SWITCHES),
     Check("decode", decoding, 40, 15, gib=40),
     Check("strategies", strategies, 40, 15),
+    *switches("sd35m", partial(cold_start, name="sd35m", warm_up=2), COMPILE, 300, 90),
+    *switches("stage2", reinforcement, COMPILE, 400, 150),
     # The fake device must not wake the real one.
     Check(PREDICTIONS, predictions, 300, 30, on_device=False, environment={"CUDA_VISIBLE_DEVICES": ""}),
 ]

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
 from rtdmd_lightning import fit
+from rtdmd_lightning.fitting.command_line import FitCLI
 from rtdmd_lightning.modules import ACDMDModule
 from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.planning.blocks import few, for_all_blocks
@@ -143,7 +144,7 @@ def count(config: Path, options: Sequence[str] = ()) -> dict[str, Counts]:
     Raises UserError for a config whose shapes are not known.
     """
 
-    def described(*more: str) -> AbstractContextManager[fit.FitCLI]:
+    def described(*more: str) -> AbstractContextManager[FitCLI]:
         return fit.bare_run(config, [*ON_ONE_DEVICE, *options, *more], max_steps=1)
 
     with described() as run:

@@ -32,7 +32,8 @@ class PromptEmbedder:
         self._on_device: dict[torch.device, PromptMemory[Conditioning]] = {}
         self.store: EmbeddingStore | None = None
         if backbone.embedding_cache is not None:
-            self.store = EmbeddingStore(Path(backbone.embedding_cache), backbone.encoder_identity())
+            like = backbone.blank_conditioning(1)
+            self.store = EmbeddingStore(Path(backbone.embedding_cache), backbone.encoder_identity(), like)
 
     def __call__(self, prompts: list[str], device: torch.device) -> Conditioning:
         if device.type == "cpu":

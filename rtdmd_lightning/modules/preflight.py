@@ -51,7 +51,7 @@ def check_trainer(trainer: Trainer, precision: str | int | None) -> None:
     require(
         precision in PRECISIONS and trainer.precision in PRECISIONS,
         f"trainer.precision {precision or trainer.precision} is not supported: adapters stay in float32, and two optimizers "
-        "share no gradient scaler; give bf16-mixed (or 32-true), and the frozen base's dtype as model.backbone.dtype",
+        "share no gradient scaler; give 32-true or bf16-mixed, and the frozen base's dtype as model.backbone.dtype",
     )
     require(
         trainer.limit_train_batches != 0 and trainer.max_steps != 0,

@@ -22,6 +22,7 @@ def train_on_fake_device(module: FewStepModule, trainer: Trainer) -> None:
         module.draw_updates = unfaked(module.draw_updates)  # type: ignore[method-assign]
     if isinstance(module, RTDMDModule):
         score_at_once(module.explore)
+        module.check_ratio.settings = replace(module.policy, ratio_check="off")  # there are no numbers
     count = module.batch_size * module.batches_per_step
     batch = PromptBatch([""] * count, [{}] * count, list(range(count)))
     move_trainer(trainer)

@@ -60,6 +60,19 @@ SWITCHES = (
         ("--model.micro_batch_size={micro_batch}",),
         "1 in operations, counted; the time of small passes is not measured",
     ),
+    Switch(
+        "offload",
+        {"offload": True},
+        ("--model.offload=[text_encoders,vae,rewards]",),
+        "their weights are copied to the card once a use; not measured",
+    ),
+    Switch(
+        "VAE's gradient checkpointing",
+        {"vae_checkpointing": True},
+        ("--model.backbone.vae_gradient_checkpointing=true",),
+        "5/3 of the decoder's share in the generator update at most, counted: its forward pass is computed once more",
+        is_of_rewards=True,
+    ),
     Switch("base in int8", {"quantization": "int8"}, ("--model.backbone.quantization=int8",), "not measured"),
     Switch("base in nf4", {"quantization": "nf4"}, ("--model.backbone.quantization=nf4",), "not measured"),
 )

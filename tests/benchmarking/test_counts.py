@@ -13,9 +13,9 @@ from rtdmd_lightning.planning.fake_device import FAKE_DEVICE, faked
 from tests.support.tiny import REPOSITORY
 
 BUDGETS = {  # of SD3.5-M at 512 px, 9 samples, with gradient checkpointing
-    "rollout": Counts(launches=16_200, waits=0, copies=22, switches=8),
-    "fake_updates": Counts(launches=30_800, waits=3, copies=11, switches=6),
-    "generator_update": Counts(launches=24_000, waits=3, copies=15, switches=6),
+    "rollout": Counts(launches=9_000, waits=0, copies=0, switches=8),
+    "fake_updates": Counts(launches=17_300, waits=1, copies=0, switches=6),
+    "generator_update": Counts(launches=13_200, waits=1, copies=0, switches=6),
 }
 
 

@@ -9,11 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-from torchvision.io import read_image
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torchvision.io import decode_image, read_image
 
 from rtdmd_lightning import fit
 from rtdmd_lightning.callbacks import RewardEvalCallback, reward_eval
 from rtdmd_lightning.callbacks.diversity import DiversitySettings
+from rtdmd_lightning.callbacks.reward_eval import evaluated_steps
 from rtdmd_lightning.data.prompts import load_prompts
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.mixture import RewardError
@@ -213,6 +216,28 @@ def test_an_evaluation_leaves_a_row_and_a_grid(tmp_path, fake_trainer):
     assert picture.shape == (3, 8 + 4, 4 * 8 + 5 * 2)
     assert [int(picture[0, 6, 6 + 10 * i]) for i in range(4)] == [round(2.55 * i) for i in (0, 3, 7, 11)]
     assert (tmp_path / "images/step_000014.png").is_file()
+
+
+def test_a_row_that_a_kill_has_cut_off_is_gone_with_the_next(tmp_path, fake_trainer):
+    callback().evaluate(fake_trainer(step=7), Student())
+    rows = tmp_path / "eval.jsonl"
+    first = rows.read_text()
+    rows.write_text(first + first[:20])
+    assert evaluated_steps(rows) == {7}
+    callback().evaluate(fake_trainer(step=14), Student())
+    assert rows.read_text().startswith(first) and evaluated_steps(rows) == {7, 14}
+
+
+def test_the_grid_is_in_tensorboard_as_in_the_folder(tmp_path, fake_trainer):
+    trainer = fake_trainer()
+    trainer.loggers = [TensorBoardLogger(tmp_path, name="", version="")]
+    callback().evaluate(trainer, Student())
+    trainer.loggers[0].experiment.flush()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    (shown,) = events.Images("eval/images")
+    picture = decode_image(torch.frombuffer(bytearray(shown.encoded_image_string), dtype=torch.uint8))
+    assert shown.step == 7
+    assert (picture.int() - read_image(str(tmp_path / "images/step_000007.png")).int()).abs().max() <= 1  # of rounding
 
 
 def test_the_runs_folder_need_not_exist_yet(tmp_path, fake_trainer):

@@ -59,8 +59,8 @@ def cold_start(tiny_folder, tmp_path_factory):
         (["--model.consistency.moves=0"], "model.consistency.moves must be above 0, not 0"),
         (["--model.sampler.steps=[1000,990,500,250]"], "it cannot start at 0.99"),
         (["--model.backbone.resolution=30"], "resolution 30 cannot be represented"),
-        (["--trainer.precision=bf16-true"], "give bf16-mixed"),
-        (["--trainer.precision=16-mixed"], "give bf16-mixed"),
+        (["--trainer.precision=bf16-true"], "give 32-true or bf16-mixed"),
+        (["--trainer.precision=16-mixed"], "give 32-true or bf16-mixed"),
         (["--trainer.devices=2"], "--trainer.strategy=ddp_find_unused_parameters_true"),
         (["--trainer.devices=2", "--trainer.strategy=ddp"], "--trainer.strategy=ddp_find_unused_parameters_true"),
         (["--trainer.devices=2", STRATEGIES["fsdp2"][0]], "--trainer.strategy.shard_size=2"),  # the part's size is 8
