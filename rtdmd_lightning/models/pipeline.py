@@ -15,6 +15,7 @@ from rtdmd_lightning.models.broadcast import without_weights
 from rtdmd_lightning.models.folder import fetch
 from rtdmd_lightning.models.identity import identity
 from rtdmd_lightning.models.placement import TEXT_ENCODERS, VAE, Placement
+from rtdmd_lightning.models.quantization import Quantization, check_installed
 from rtdmd_lightning.models.source import Pretrained, Source
 from rtdmd_lightning.sampling.structures import Conditioning
 from rtdmd_lightning.utils.errors import UserError, require
@@ -31,6 +32,8 @@ class PipelineBackbone(Backbone):
         max_sequence_length: how many tokens of text a prompt has, padding included: at most the family's `longest_text`. No
             family masks its padding in the transformer, so the number is part of the conditioning (METHOD section 0.1).
         dtype: of the frozen weights. Adapters have a dtype of their own.
+        quantization: what the linear layers of the transformer's blocks are kept in; they compute in `dtype` or autocast's all
+            the same. nf4 needs bitsandbytes. Text encoders are not quantised: an embedding cache leaves them out altogether.
         vae_dtype: of the autoencoder, which rewards are back-propagated through. Images are float32 whatever it is.
         gradient_checkpointing: recompute the blocks' activations in the backward pass.
         vae_gradient_checkpointing: the same for the autoencoder's, where rewards are back-propagated through it.
@@ -64,6 +67,7 @@ class PipelineBackbone(Backbone):
         embedding_cache: str | None = None,
         text_encoders: bool = True,
         embeddings_on_device: int = 256,
+        quantization: Quantization = "none",
     ) -> None:
         if embedding_cache is None and not text_encoders:
             raise UserError(
@@ -80,17 +84,17 @@ class PipelineBackbone(Backbone):
         self.pretrained, self.resolution = pretrained, resolution
         self.max_sequence_length = max_sequence_length
         self.dtype, self.vae_dtype = DTYPES[dtype], DTYPES[vae_dtype]
-        self.gradient_checkpointing = gradient_checkpointing
-        self.vae_gradient_checkpointing = vae_gradient_checkpointing
+        self.gradient_checkpointing, self.vae_gradient_checkpointing = gradient_checkpointing, vae_gradient_checkpointing
         self.channels_last_vae = channels_last_vae
         self.embedding_cache, self.text_encoders = embedding_cache, text_encoders
-        self.embeddings_on_device = embeddings_on_device
+        self.embeddings_on_device, self.quantization = embeddings_on_device, quantization
         self.source: Source = Pretrained()
         self.pipeline: Any = None
         self._text_pipeline: Any = None  # the one whose text encoders are loaded
         self._placement = Placement()
 
     def check(self) -> None:
+        check_installed(self.quantization)
         self._check_folder()
         self.check_resolution()
 
