@@ -19,6 +19,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
+from lightning import Callback
 from rich.console import Console
 
 from rtdmd_lightning import fit
@@ -75,7 +76,8 @@ def run_on_card(arguments: list[str]) -> Run:
     described = fit.parse([*arguments, *ONE_CARD, *ANYWHERE])
     known_shapes(described.model)  # what is refused is told before the traces
     samples_per_pass(described.model.batch_size, 1, described.model.micro_batch_size)
-    evaluation = next((hook for hook in described.trainer.callbacks if isinstance(hook, RewardEvalCallback)), None)
+    hooks: list[Callback] = described.trainer.callbacks  # type: ignore[attr-defined] # Lightning sets it from elsewhere
+    evaluation = next((hook for hook in hooks if isinstance(hook, RewardEvalCallback)), None)
     own = described.model.rewards.rewards if isinstance(described.model, RTDMDModule) else {}
     held_out = [] if evaluation is None else [each for name, each in evaluation.rewards.items() if name not in own]
     switches = tuple(switch for switch in SWITCHES if own or not switch.is_of_rewards)
@@ -84,7 +86,8 @@ def run_on_card(arguments: list[str]) -> Run:
     def trace_again(setup: Setup) -> Trace:
         options = [*options_of(setup, switches), *evaluation_options(setup, evaluation is not None)]
         run = fit.parse([*arguments, *ONE_CARD, *options, "--model.offload=[]", *ANYWHERE])
-        images = [hook.batch_size for hook in run.trainer.callbacks if isinstance(hook, RewardEvalCallback)]
+        hooks: list[Callback] = run.trainer.callbacks  # type: ignore[attr-defined] # as above
+        images = [hook.batch_size for hook in hooks if isinstance(hook, RewardEvalCallback)]
         return trace(run.model, run.trainer, full=not setup.checkpointing, images=images[0] if images else None)
 
     def trace_of(setup: Setup) -> Trace:
