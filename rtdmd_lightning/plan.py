@@ -18,6 +18,7 @@ from rich.console import Console
 
 from rtdmd_lightning import fit
 from rtdmd_lightning.data.stream import samples_per_process
+from rtdmd_lightning.fitting.help import HELP, print_help
 from rtdmd_lightning.planning import tables
 from rtdmd_lightning.planning.estimate import four_copies, one_base, sharded
 from rtdmd_lightning.planning.trace import trace
@@ -51,6 +52,9 @@ def plan(arguments: list[str]) -> tuple[tables.Columns, int]:
 def main(arguments: list[str]) -> None:
     """Print the table of a run; with `--markdown` among the arguments, one row of Markdown below its header."""
     options = [argument for argument in arguments if argument != MARKDOWN]
+    if any(argument in HELP for argument in options):
+        print_help(options, Console(), "rtdmd plan")
+        return
     with Console(stderr=True).status("tracing the run's updates on fake tensors: about a minute"):
         columns, processes = plan(options)
     title = _title(options)
