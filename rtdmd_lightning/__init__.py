@@ -5,6 +5,7 @@
 "METHOD section N" in docstrings and configs is section N of `method/README.md`: the equations, and what of them is the paper's.
 """
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from rtdmd_lightning.utils.quiet import quiet_libraries
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["CPSScheduler"]
 
 quiet_libraries()
+# diffusers imports bitsandbytes where it is installed, which then tells of an optional kernel for the CPU.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

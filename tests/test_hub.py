@@ -102,6 +102,7 @@ def test_the_card_tells_base_recipe_scores_and_use(server, stages, tiny_folder):
         "`cold_start` (rank 4) → `rtdmd` (rank 4)",
         "| raw timesteps | 1000, 750, 500, 250 |",
         "| eta of the CPS sampler | 0.9 |",
+        "| its weights in training | float32 |",
         "after 4 generator updates",
         "| shapes/color | 0.7500 |",
         f'pipe.load_lora_weights("{NAME}")',
@@ -115,6 +116,15 @@ def test_the_card_tells_base_recipe_scores_and_use(server, stages, tiny_folder):
     options = '--backbone \'{"dtype": "float32", "max_sequence_length": 1, "use_t5": false}\''
     assert f"--base stabilityai/stable-diffusion-3.5-medium {options}" in text
     compile(text.split("```python\n")[1].split("```")[0], "the card's example", "exec")
+
+
+def test_the_card_tells_of_a_quantised_base_and_draws_on_a_plain_one(server, stages):
+    path = stages[1] / "config.yaml"
+    path.write_text(path.read_text().replace("use_t5: false", "use_t5: false\n        quantization: nf4"))
+    push(server, stages)
+    text = server.repositories[NAME]["README.md"].decode()
+    assert "| its weights in training | float32, its blocks' linear layers quantised to nf4 |" in text
+    assert "quantization" not in text.split("rtdmd_lightning.sample")[1].split("## Scores")[0]
 
 
 def test_the_card_links_to_the_equations_beside_it(server, stages, tmp_path):

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from rtdmd_lightning.models.quantization import Quantization
 from rtdmd_lightning.objectives import evenly_spaced, guided_velocity
 from rtdmd_lightning.sampling.structures import Conditioning
 
@@ -46,6 +47,9 @@ class Backbone(ABC):
 
     text_encoders: bool = True
     """Whether prompts that the cache lacks can be encoded."""
+
+    quantization: Quantization = "none"
+    """What the frozen weights of the transformers' blocks are kept in."""
 
     offloaded: tuple[str, ...] = ()
     """Of `text_encoders` and `vae` those that lie in CPU memory while they are not used."""

@@ -1,58 +1,69 @@
-"""Frozen weights of few bits: the linear layers of a transformer's blocks, quantised where they lie.
+"""Which frozen weights are kept in few bits, and what it takes: the linear layers of a transformer's blocks.
 
-Only what is frozen may be quantised. Adapters on top of it keep their dtype, and gradients flow through it: the weights are
-turned back into the layer's dtype for every product.
+They are replaced block by block where they lie, adapters beside them left alone. diffusers' own quantization configs are not
+used: its loader refuses bitsandbytes without a GPU, torchao's tensors keep a whole copy of each weight for the backward pass
+and know nothing of autocast, and a base that another process reads (`broadcast.py`) is never loaded at all.
 """
 
 import importlib.util
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import nn
 
-from rtdmd_lightning.utils.errors import require
+from rtdmd_lightning.models.frozen_linear import Bits, FrozenLinear
+from rtdmd_lightning.utils.errors import UserError, first_line, require
 
 Quantization = Literal["none", "int8", "fp8", "nf4"]
 
-PACKAGES = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes"}
-
-BYTES_OF_A_WEIGHT = {"int8": 1.0, "fp8": 1.0, "nf4": 0.5 + 4 / 64}
-"""nf4 keeps a float32 scale for each 64 weights; the others one for each row, which is left out here."""
+PACKAGE = "bitsandbytes"
+"""What nf4 needs; the others are PyTorch's own."""
 
 
-def check_quantization(kind: Quantization) -> None:
+def check_installed(kind: Quantization) -> None:
     """Raises UserError where the package that the kind needs is not installed."""
-    if kind == "none":
-        return
-    package = PACKAGES[kind]
     require(
-        importlib.util.find_spec(package) is not None,
-        f"the backbone's quantization {kind} needs {package}, which is not installed: pip install {package}",
+        kind != "nf4" or importlib.util.find_spec(PACKAGE) is not None,
+        f"the backbone's quantization nf4 needs {PACKAGE}, which is not installed: pip install {PACKAGE}",
     )
 
 
-def quantize(transformer: nn.Module, kind: Quantization, blocks: tuple[type[nn.Module], ...]) -> None:
-    """Replace the weights of all linear layers inside the blocks; embeddings and the output layer stay as they are."""
+def check_device(kind: Quantization, device: torch.device) -> None:
+    """Raises UserError where a small layer cannot be quantised and back-propagated through on the device."""
     if kind == "none":
         return
-    for module in transformer.modules():
-        if isinstance(module, blocks):
-            _to_nf4(module) if kind == "nf4" else _to_eight_bits(module, kind)
+    check_installed(kind)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():  # wherever it is asked
+            layer = nn.utils.skip_init(nn.Linear, 64, 64, device=device, dtype=torch.bfloat16)  # no random numbers
+            x = torch.ones(2, 64, device=device, dtype=torch.bfloat16, requires_grad=True)
+            FrozenLinear(layer, kind)(x).sum().backward()
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        raise UserError(
+            f"the backbone's quantization {kind} does not work on {device}: {first_line(error)}; choose another one"
+        ) from error
 
 
-def _to_eight_bits(block: nn.Module, kind: str) -> None:
-    from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
+def quantize(
+    transformer: nn.Module,
+    kind: Bits,
+    blocks: tuple[type[nn.Module], ...],
+    device: torch.device,
+    bring: Callable[[nn.Module], None] | None = None,
+) -> None:
+    """Replace the linear layers inside the blocks; embeddings, the output layer and adapters stay as they are.
 
-    quantize_(block, Int8WeightOnlyConfig() if kind == "int8" else Float8WeightOnlyConfig())
+    Every block is brought (`WeightBroadcast`) and moved to the device right before, so that the device holds one block as it
+    was read.
+    """
+    for block in [module for module in transformer.modules() if isinstance(module, blocks)]:
+        if bring is not None:
+            bring(block)
+        _quantize_block(block.to(device), kind)
 
 
-def _to_nf4(block: nn.Module) -> None:
-    from bitsandbytes.nn import Linear4bit, Params4bit
-
+def _quantize_block(block: nn.Module, kind: Bits) -> None:
     for path, layer in list(block.named_modules()):
-        if type(layer) is nn.Linear:
-            with torch.device("meta"):
-                small = Linear4bit(layer.in_features, layer.out_features, compute_dtype=layer.weight.dtype)
-            small.weight = Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
-            small.bias = layer.bias
-            block.set_submodule(path, small.to(layer.weight.device))
+        if isinstance(layer, nn.Linear) and ".lora_" not in path:
+            block.set_submodule(path, FrozenLinear(layer, kind))

@@ -33,6 +33,7 @@ def check_start(
     check_processes(trainer.world_size)
     check_trainer(trainer, precision)
     samples_per_pass(module.batch_size, trainer.world_size, module.micro_batch_size)
+    check_quantization(trainer, module)
     module.check()
     folder = run_folder(trainer)
     if ckpt_path is None:
@@ -76,6 +77,15 @@ def check_strategy(trainer: Trainer) -> None:
             f"trainer.strategy does not suit {processes} processes: give --trainer.strategy=ddp_find_unused_parameters_true, or "
             "put --config configs/parts/fsdp2.yaml after the config",
         )
+
+
+def check_quantization(trainer: Trainer, module: FewStepModule) -> None:
+    """FSDP2 would cut the rows of a weight apart from their scales."""
+    require(
+        module.backbone.quantization == "none" or not isinstance(trainer.strategy, FSDP2),
+        f"model.backbone.quantization {module.backbone.quantization} does not go with FSDP2, which shards whole weights: give "
+        "--trainer.strategy=ddp_find_unused_parameters_true, or --model.backbone.quantization=none",
+    )
 
 
 def check_processes(wanted: int) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 ALONE = 2  # users of a tensor or storage that this file alone has: one that asks, and the one that holds it
 Place = tuple[Any, int]
@@ -90,7 +91,8 @@ def _run(node: Any, own: dict[int, Tensor], retain_graph: bool) -> list[Tensor |
     """A node's gradients to those before it, from its own; none for a node that nothing has reached."""
     if not own:
         return []
-    sent = node(*(own.get(number) for number in range(len(node._input_metadata))))
+    run = node.apply if isinstance(node, BackwardCFunction) else node  # one that is written in Python is not callable
+    sent = run(*(own.get(number) for number in range(len(node._input_metadata))))
     if not retain_graph:
         for saved in Saved.used:
             saved.tensor = None

@@ -16,7 +16,8 @@ from rtdmd_lightning.roles.roles import FAKE_SCORE, GENERATOR
 from rtdmd_lightning.utils.randomness import SampleRandom
 
 Phases = dict[str, Callable[[], None]]
-ROLLOUT, FAKE_STEP, GENERATOR_STEP = "rollout", "fake-score step", "generator step"
+ROLLOUT, FAKE_STEP, GENERATOR_STEP, EVALUATION = "rollout", "fake-score step", "generator step", "evaluation"
+WITHOUT_GRADIENT = (ROLLOUT, EVALUATION)
 
 
 class FirstChunk(RewardBackprop):
@@ -24,6 +25,13 @@ class FirstChunk(RewardBackprop):
 
     def chunks(self, count: int) -> list[slice]:
         return super().chunks(count)[:1]
+
+
+def evaluate(module: FewStepModule, count: int) -> None:
+    """Draw so many images at once, and score them with the rewards that are trained on."""
+    images = module.generate([""] * count, range(count), seed=0)
+    if isinstance(module, RTDMDModule):
+        module.rewards.score(images, [""] * count, [{}] * count)
 
 
 def back_propagate(module: FewStepModule, role: str, *losses: Callable[[], Tensor], accumulate: bool = False) -> None:

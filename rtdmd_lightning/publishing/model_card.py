@@ -32,6 +32,7 @@ classifier-free guidance.
 | | |
 |---|---|
 | base | `{{ base }}` |
+| its weights in training | {{ weights }} |
 | adapters, applied in this order | {{ adapters }} |
 | raw timesteps | {{ steps | join(", ") }} |
 | eta of the CPS sampler | {{ eta }} |
@@ -123,9 +124,19 @@ class Result:
         return self._options["backbone"]["init_args"]["max_sequence_length"]
 
     @property
+    def weights(self) -> str:
+        """What the frozen base was kept in."""
+        options = self._options["backbone"]["init_args"]
+        kind = options.get("quantization", "none")  # runs before the option have it not
+        return (
+            options["dtype"] if kind == "none" else f"{options['dtype']}, its blocks' linear layers quantised to {kind}"
+        )
+
+    @property
     def backbone(self) -> dict[str, Any]:
-        """The backbone's options beside the ones that `sample` has options of its own for, or that images do not show."""
-        own = ("pretrained", "resolution", "gradient_checkpointing", *UNSEEN_IN_IMAGES)
+        """The backbone's options beside the ones that `sample` has options of its own for, that images do not show, or that
+        were for the memory in training."""
+        own = ("pretrained", "resolution", "gradient_checkpointing", "quantization", *UNSEEN_IN_IMAGES)
         return {name: value for name, value in self._options["backbone"]["init_args"].items() if name not in own}
 
     @property
@@ -162,6 +173,7 @@ def model_card(result: Result, repo_id: str, prompt: str = "a photo of two red c
         prompt=prompt,
         base=result.base,
         method=result.method,
+        weights=result.weights,
         method_file=METHOD_FILE,
         adapters=" → ".join(f"`{adapter}` ({rank})" for adapter, rank in result.adapters.items()),
         quoted_base=json.dumps(result.base, ensure_ascii=False),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from rtdmd_lightning import roles as lora
 from rtdmd_lightning.data.embeddings import PromptEmbedder
 from rtdmd_lightning.models.base import Backbone
+from rtdmd_lightning.models.quantization import check_device, quantize
 from rtdmd_lightning.objectives import evenly_spaced
 from rtdmd_lightning.roles.apply import activate
 from rtdmd_lightning.roles.drawing import draw
@@ -61,6 +62,8 @@ class InferenceModel:
 
     def load(self, device: torch.device) -> None:
         """Read base and adapters and move them to the device. Raises UserError where a file is missing or does not fit."""
+        quantization = self.backbone.quantization
+        check_device(quantization, device)
         read = [lora.read(path) for path in self.adapters]  # small files first: a wrong one is told in a second
         transformer = self.backbone.load()
         if read and (own := self.backbone.load_generator_base()) is not None:
@@ -69,6 +72,8 @@ class InferenceModel:
         for name, adapter in zip(names, read, strict=True):
             lora.inject(transformer, name, adapter)
         activate(transformer, names)
+        if quantization != "none":
+            quantize(transformer, quantization, self.backbone.block_classes, device)
         self.transformer = transformer.to(device).eval()
         self.backbone.to(device)
         self.device = device

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.models.broadcast import WeightBroadcast, reads_weights
+from rtdmd_lightning.models.quantization import check_device, quantize
 from rtdmd_lightning.roles import lora
 from rtdmd_lightning.roles.adapter import Adapter
 from rtdmd_lightning.roles.apply import inject
@@ -38,7 +39,8 @@ class Roles(nn.Module):
         settings: shape of the new adapters.
         frozen: adapters that lie frozen under the new ones, by name.
         initial: what the generator starts from instead of the base; of the settings' rank and alpha.
-        device: where the bases' weights go, in a group of processes of which one reads them (`models/broadcast.py`).
+        device: where the bases' weights go, in a group of processes of which one reads them (`models/broadcast.py`), and where
+            they are quantised.
         sharding: how FSDP2 shards the bases, block by block; without it they stay whole.
     """
 
@@ -58,6 +60,7 @@ class Roles(nn.Module):
         self.stacks = dict(stacks)
         self.trained = tuple(trained)
         self.frozen = dict(frozen)
+        check_device(backbone.quantization, device)
         backbone.reads_weights = reads_weights()
         self.transformer = backbone.load()
         self.generator_base = backbone.load_generator_base()
@@ -76,8 +79,11 @@ class Roles(nn.Module):
                 self._fill(name, self.adapter_state_dict(GENERATOR), source=GENERATOR)
         for base in self.bases:
             if sharding is None:
+                if backbone.quantization != "none":
+                    quantize(base, backbone.quantization, backbone.block_classes, device, bring)
                 bring(base)
             else:
+                assert backbone.quantization == "none", "what is quantised is not sharded"
                 shard(base, sharding, backbone.block_classes, bring)
         self._of_adapter = {name: list(lora.adapter_parameters(self._home[name], name).values()) for name in self.own}
         self._switch = AdapterRoles(nn.ModuleList(self.bases), stacks, trainable=self.trained)

@@ -82,6 +82,11 @@ def cold_start(tiny_folder, tmp_path_factory):
             ],
             "tensor parallelism (tensor_parallel_size)",
         ),
+        (
+            ["--trainer.devices=2", *STRATEGIES["fsdp2"], "--model.backbone.quantization=int8"],
+            "model.backbone.quantization int8 does not go with FSDP2",
+        ),
+        (["--model.backbone.quantization=int3"], "int3"),
         (["--trainer.devices=3", *STRATEGIES["ddp"]], "4 / 3 = 1.33 samples per process"),
         (["--trainer.accelerator=abacus"], "abacus"),
         (["--trainer.strategy=abacus"], "abacus"),
