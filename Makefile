@@ -5,7 +5,16 @@ PY := $(VENV)/bin/python
 CONFIG ?= configs/cold_start/sd35m.yaml
 # Processes that share the tests, file by file.
 WORKERS ?= 2
+# Of the campaign.
+MINUTES ?= 20
+SEED ?= 0
 PYTEST := $(PY) -m pytest -q -n $(WORKERS) --dist loadfile
+
+# `make demo TORCH=cpu` installs torch without CUDA, from PyTorch's own index.
+ifneq ($(filter-out cpu,$(TORCH)),)
+$(error TORCH may be cpu, or nothing for the build with CUDA, not $(TORCH))
+endif
+INDEX := $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/$(TORCH))
 
 # glibc hands freed memory back to the kernel after every small CPU step and faults it in again: a third of the time.
 export MALLOC_TRIM_THRESHOLD_ := 8589934592
@@ -14,18 +23,18 @@ export MALLOC_MMAP_MAX_ := 0
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo quick test lint format typecheck unit teacher tiny-clip cold-start rtdmd compare-cold-start ablations \
-	bench eval prompts doctor plan tensorboard clean
+.PHONY: help install demo quick test campaign mutations lint format typecheck unit teacher tiny-clip cold-start rtdmd compare-cold-start ablations \
+	bench eval prompts doctor plan figures tensorboard clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
 
-install: $(VENV)/.installed ## Make .venv and install the pinned requirements (the other targets do this when needed)
+install: $(VENV)/.installed ## Make .venv and install the pinned requirements (other targets do it when needed; TORCH=cpu: no CUDA)
 
 $(VENV)/.installed: requirements.txt requirements-no-deps.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet -r requirements.txt
+	$(PY) -m pip install --quiet $(INDEX) -r requirements.txt
 	$(PY) -m pip install --quiet --no-deps -r requirements-no-deps.txt
 	$(PY) -m pip install --quiet --no-deps -e .
 	@touch $@
@@ -37,6 +46,12 @@ quick: install lint typecheck ## Lint, type-check and run the tests that are not
 	$(PYTEST) -m "not slow"
 
 test: install lint typecheck unit ## Lint, type-check and run all tests: 7 minutes on two cores (WORKERS=8 on more)
+
+campaign: install ## Kills, signals, full disks, dead ranks, server faults, at random moments: MINUTES=20 SEED=0
+	OMP_NUM_THREADS=1 $(PY) -m tests.campaign.campaign --minutes $(MINUTES) --seed $(SEED)
+
+mutations: install ## Break the code in one place at a time; each time a test must fail: 20 minutes
+	$(PY) -m tests.campaign.mutate
 
 lint: install ## ruff: rules and formatting; import-linter: imports go down (.importlinter is the map)
 	$(VENV)/bin/ruff check .
@@ -85,6 +100,9 @@ doctor: install ## Which rewards work here, and what the others want
 
 plan: install ## Memory that a run will need, without weights or GPU: make plan CONFIG=configs/rtdmd/sd35m.yaml
 	$(PY) -m rtdmd_lightning.plan --config $(CONFIG)
+
+figures: install ## Draw the README's figure of the method again
+	$(PY) notebooks/figures/method.py
 
 tensorboard: install ## Curves and pictures of the runs
 	$(VENV)/bin/tensorboard --logdir runs

@@ -8,11 +8,14 @@
 import logging
 from typing import TYPE_CHECKING, Any
 
+from rtdmd_lightning.utils.quiet import quiet_libraries
+
 if TYPE_CHECKING:
     from rtdmd_lightning.sampling.scheduler import CPSScheduler
 
 __all__ = ["CPSScheduler"]
 
+quiet_libraries()
 # diffusers imports bitsandbytes where it is installed, which then tells of an optional kernel for the CPU.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 

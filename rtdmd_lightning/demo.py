@@ -17,6 +17,7 @@ from torch import Tensor
 from rtdmd_lightning import fit
 from rtdmd_lightning.data.prompts import load_prompts, spread
 from rtdmd_lightning.evaluation.side_by_side import save_side_by_side
+from rtdmd_lightning.fitting.command_line import FitCLI
 from rtdmd_lightning.modules.preflight import check_unused
 from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.rewards.base import to_pil
@@ -83,7 +84,7 @@ def demo(
     )
 
 
-def train(config: Path, options: list[str]) -> fit.FitCLI:
+def train(config: Path, options: list[str]) -> FitCLI:
     """Train a stage, or go on with it where its folder holds a run of the same recipe; one of another is deleted."""
     arguments = ["--config", str(config), *options]
     run = fit.parse(arguments)

@@ -9,6 +9,7 @@ scorers asked for (by default all that have a name) does not work.
 
 import contextlib
 import gc
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ METADATA = {
     "include": [{"class": "sports ball", "count": 1, "color": "red"}],
     "vqa_list": [["How many balls are in the image?", "one"], ["Is the ball red?", "Yes"]],
 }
+OF_THE_HUB = r" \([A-Z][^()]*\)$"  # what the hub says of a network that is left alone here, at the end of a sentence
 SHAPES_METADATA = {"tag": "colors", "include": [{"class": "circle", "count": 1, "color": "red"}]}
 
 
@@ -125,8 +127,9 @@ def main(arguments: list[str]) -> None:
             diagnoses.append(examine(name, device))
             _free_memory(device)
     console.print(_table(diagnoses, device))
-    for problem in [problem for diagnosis in diagnoses for problem in diagnosis.problems]:
-        console.print(f"- {problem}", soft_wrap=True, markup=False, highlight=False)
+    problems = (problem for diagnosis in diagnoses for problem in diagnosis.problems)
+    for told in dict.fromkeys(re.sub(OF_THE_HUB, "", problem) for problem in problems):
+        console.print(f"- {told}", soft_wrap=not console.is_terminal, markup=False, highlight=False)
     if any(diagnosis.problems for diagnosis in diagnoses):
         sys.exit(1)
 
@@ -138,7 +141,8 @@ def _free_memory(device: torch.device) -> None:
 
 
 def _table(diagnoses: list[Diagnosis], device: torch.device) -> Table:
-    table = Table("reward", "works", "score", "s", "weights", title=f"Scorers on {device}")
+    table = Table("reward", "works", "score", "s", title=f"Scorers on {device}")
+    table.add_column("weights", overflow="fold")  # paths, which are long
     for diagnosis in diagnoses:
         works = diagnosis.score is not None
         measured = (f"{diagnosis.score:.3f}", f"{diagnosis.seconds:.1f}") if works else ("-", "-")

@@ -26,6 +26,7 @@ from rtdmd_lightning import fit
 from rtdmd_lightning.data.embeddings import PromptEmbedder
 from rtdmd_lightning.data.prompts import load_prompts
 from rtdmd_lightning.evaluation.tasks import in_batches
+from rtdmd_lightning.fitting.command_line import FitCLI
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.models.families import open_backbone
 from rtdmd_lightning.utils.command_line import run_command
@@ -34,7 +35,7 @@ from rtdmd_lightning.utils.files import check_output
 from rtdmd_lightning.utils.processes import process_device, processes
 
 
-class RunSettings(fit.FitCLI):
+class RunSettings(FitCLI):
     """A run's configuration, checked as a whole; of all that it describes only the backbone is made."""
 
     def instantiate_classes(self) -> None:

@@ -24,8 +24,9 @@ from rtdmd_lightning.evaluation.settings import Entry, Gallery, PromptSet, check
 from rtdmd_lightning.evaluation.side_by_side import write_side_by_side
 from rtdmd_lightning.evaluation.tables import to_markdown
 from rtdmd_lightning.evaluation.tasks import ImageTask, in_batches, settings_digest, tasks_of
+from rtdmd_lightning.evaluation.terminal import to_terminal
 from rtdmd_lightning.rewards.base import Reward
-from rtdmd_lightning.utils.command_line import command_parser
+from rtdmd_lightning.utils.command_line import command_parser, wide_console
 from rtdmd_lightning.utils.configuration import expand_config_arguments, refusals_of_libraries
 from rtdmd_lightning.utils.errors import readable_errors
 from rtdmd_lightning.utils.files import check_output, slug, write_text
@@ -39,12 +40,13 @@ Images = dict[str, dict[str, list[ImageTask]]]
 class Evaluation:
     """What to compare, on what, and where to write it.
 
-    entries: by the names they have in the tables.
-    sets: prompt sets with their rewards, by name.
-    baseline: the entry that the others are compared with.
-    output: the folder that everything is written into.
-    batch_size: images drawn, or scored, at once on each process.
-    gallery: how many images the report shows, and how large.
+    Args:
+        entries: by the names they have in the tables.
+        sets: prompt sets with their rewards, by name.
+        baseline: the entry that the others are compared with.
+        output: the folder that everything is written into.
+        batch_size: images drawn, or scored, at once on each process.
+        gallery: how many images the report shows, and how large.
     """
 
     entries: dict[str, Entry]
@@ -151,14 +153,16 @@ def main(arguments: list[str]) -> Results:
     sets = {name: collect(evaluation, name, images, trainer, settings) for name in evaluation.sets}
     results = Results(settings["entries"], evaluation.baseline, sets)
     if trainer.is_global_zero:
-        markdown = to_markdown(results)
         write_results(results, evaluation.output / "results.json")
-        write_text(markdown, evaluation.output / "results.md")
+        write_text(to_markdown(results), evaluation.output / "results.md")
         for name, result in sets.items():
             picture = evaluation.output / f"side_by_side_{slug(name)}.png"
-            write_side_by_side(result, evaluation.output, evaluation.gallery, picture)
+            write_side_by_side(result, evaluation.output, evaluation.gallery, picture, evaluation.sets[name].verdict)
         report = write_report(results, evaluation.output, evaluation.gallery)
-        print(f"{markdown}\nthe images side by side: {report}")
+        console = wide_console()
+        for part in to_terminal(results):
+            console.print(part)
+        console.print(f"\nthe images side by side: {report}", highlight=False, soft_wrap=True)
     return results
 
 

@@ -1,7 +1,9 @@
 """What a run will need of memory: `python -m rtdmd_lightning.plan --config X [--trainer.devices N --model.…] [--markdown]`.
 
+`--card 24` asks how the run fits one card of 24 GB: it prints the cheapest set of switches and the command line that has them.
+
 Takes the options of `rtdmd_lightning.fit`, and needs no weights, prompts or GPU: the run's own module executes one rollout, one
-fake-score step and one generator step on fake tensors (`rtdmd_lightning/planning`), with one and with two transformer blocks of
+fake-score step and one generator step on fake tensors (`rtdmd_lightning/planning`), with two and with three transformer blocks of
 each kind, from which all blocks follow. Published models are known by the committed facts; other pipelines are read from their
 folder. Not counted are the GPU's context, workspaces inside kernels, fragmentation, evaluations with their held-out rewards, and
 the passes of text encoders and of rewards without gradient. On the toy world the peak is within 15% of what is measured
@@ -9,20 +11,44 @@ the passes of text encoders and of rewards without gradient. On the toy world th
 """
 
 import logging
+import math
 import sys
 import warnings
+from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
+from lightning import Trainer
+from rich.console import Console
+
 from rtdmd_lightning import fit
-from rtdmd_lightning.data.stream import samples_per_process
+from rtdmd_lightning.callbacks import RewardEvalCallback
+from rtdmd_lightning.data.stream import samples_per_pass
+from rtdmd_lightning.fitting.help import HELP, print_help
+from rtdmd_lightning.models.pipeline import PipelineBackbone
+from rtdmd_lightning.modules import RTDMDModule
+from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.planning import tables
-from rtdmd_lightning.planning.estimate import four_copies, one_base, sharded
+from rtdmd_lightning.planning.advice import (
+    ONE_CARD,
+    budget_of,
+    command,
+    evaluation_options,
+    parts_table,
+    prices,
+    too_large,
+)
+from rtdmd_lightning.planning.card import Run, advise
+from rtdmd_lightning.planning.estimate import Trace, four_copies, one_base, sharded
+from rtdmd_lightning.planning.fake_module import known_shapes
+from rtdmd_lightning.planning.rewards import reward_bytes
+from rtdmd_lightning.planning.switches import SWITCHES, Setup, options_of
 from rtdmd_lightning.planning.trace import trace
 from rtdmd_lightning.utils.command_line import wide_console
-from rtdmd_lightning.utils.errors import readable_errors
+from rtdmd_lightning.utils.errors import UserError, readable_errors, require
 
-MARKDOWN = "--markdown"
+MARKDOWN, CARD = "--markdown", "--card"
 # A plan needs no prompts, and no GPUs: as many processes of a CPU are described, none is started.
 ANYWHERE = ["--data.prompts=shapes:train", "--trainer.accelerator=cpu", "--trainer.logger=false"]
 
@@ -32,11 +58,10 @@ def plan(arguments: list[str]) -> tuple[tables.Columns, int]:
 
     Raises UserError for a config without shapes that are known, or a batch that does not divide by the processes.
     """
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    _quiet()
     run = fit.parse([*arguments, *ANYWHERE])
     processes = run.trainer.world_size
-    samples_per_process(run.model.batch_size, processes)  # told before the trace, which takes a minute
+    samples_per_pass(run.model.batch_size, processes, run.model.micro_batch_size)  # told before the trace of a minute
     traced = trace(run.model, run.trainer)
     return {
         tables.DDP: one_base(traced, processes, checkpointing=True),
@@ -46,15 +71,117 @@ def plan(arguments: list[str]) -> tuple[tables.Columns, int]:
     }, processes
 
 
+def run_on_card(arguments: list[str]) -> Run:
+    """A run on one card, where nothing is traced yet. Raises UserError as `plan` does."""
+    _quiet()
+    described = fit.parse([*arguments, *ONE_CARD, *ANYWHERE])
+    known_shapes(described.model)  # what is refused is told before the traces
+    samples_per_pass(described.model.batch_size, 1, described.model.micro_batch_size)
+    evaluation = _evaluation(described.trainer)
+    own = described.model.rewards.rewards if isinstance(described.model, RTDMDModule) else {}
+    asked = {} if evaluation is None else evaluation.rewards
+    held_out = {name: reward_bytes(reward) for name, reward in asked.items() if name not in own}
+    switches = tuple(switch for switch in SWITCHES if own or not switch.is_of_rewards)
+
+    @cache
+    def trace_again(setup: Setup) -> Trace:
+        options = [*options_of(setup, switches), *evaluation_options(setup, evaluation is not None)]
+        run = fit.parse([*arguments, *ONE_CARD, *options, "--model.offload=[]", *ANYWHERE])
+        draws = _evaluation(run.trainer)
+        return trace(
+            run.model, run.trainer, full=not setup.checkpointing, images=None if draws is None else draws.batch_size
+        )
+
+    def trace_of(setup: Setup) -> Trace:
+        """What lies elsewhere most of the time is traced as if it were on the device, and left out where it is not used."""
+        return trace_again(replace(setup, cached=False, offload=False))
+
+    return Run(
+        setup=setup_of(described.model),
+        batch=described.model.batch_size,
+        switches=switches,
+        held_out=held_out,
+        evaluates=evaluation is not None,
+        trace=trace_of,
+    )
+
+
+def _evaluation(trainer: Trainer) -> RewardEvalCallback | None:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, RewardEvalCallback)), None)
+
+
+def setup_of(module: FewStepModule) -> Setup:
+    """What the run's own config has of the switches."""
+    backbone = module.backbone
+    assert isinstance(backbone, PipelineBackbone)
+    return Setup(
+        cached=not backbone.text_encoders,
+        checkpointing=backbone.gradient_checkpointing,
+        micro_batch=module.micro_batch_size,
+        offload=len(module.memory.offload) == 3,
+        vae_checkpointing=backbone.vae_gradient_checkpointing,
+        quantization=backbone.quantization,
+    )
+
+
+def fit_card(arguments: list[str], card: float) -> None:
+    """Print whether a run fits one card of so many GB, and otherwise what makes it fit. Raises UserError where nothing does."""
+    run, title = run_on_card(arguments), _title(arguments)
+    with Console(stderr=True).status("tracing the run and smaller ones on fake tensors: some minutes"):
+        plain, advice = run.traced(run.setup), advise(run, budget_of(card))
+    if not advice.fits:
+        raise UserError(too_large(title, card, advice))
+    wide_console().print(parts_table(title, card, plain, advice))
+    for price in prices(advice):
+        print(price)
+    print(command(arguments, advice, run.evaluates))
+
+
 def main(arguments: list[str]) -> None:
     """Print the table of a run; with `--markdown` among the arguments, one row of Markdown below its header."""
+    card, arguments = _taken(arguments, CARD)
     options = [argument for argument in arguments if argument != MARKDOWN]
-    columns, processes = plan(options)
+    if any(argument in HELP for argument in options):
+        print_help(options, Console(), "rtdmd plan")
+        return
+    if card is not None:
+        fit_card(options, _gigabytes(card))
+        return
+    with Console(stderr=True).status("tracing the run's updates on fake tensors: about a minute"):
+        columns, processes = plan(options)
     title = _title(options)
     if len(options) < len(arguments):
         print(tables.markdown(title, columns, processes))
     else:
         wide_console().print(tables.terminal(title, columns, processes))
+
+
+def _taken(arguments: list[str], option: str) -> tuple[str | None, list[str]]:
+    """The value of an option, None where it is not there, and the other arguments."""
+    value, others, rest = None, [], iter(arguments)
+    for argument in rest:
+        name, equals, given = argument.partition("=")
+        if name == option:
+            value = given if equals else next(rest, "")
+        else:
+            others.append(argument)
+    return value, others
+
+
+def _gigabytes(text: str) -> float:
+    try:
+        size = float(text)
+    except ValueError:
+        size = 0.0
+    require(0 < size < math.inf, f"{CARD} wants a card's memory in GB, a number above 0, not {text!r}")
+    return size
+
+
+def _quiet() -> None:
+    warnings.filterwarnings("ignore")
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def _title(options: list[str]) -> str:

@@ -13,6 +13,9 @@ from json import dumps
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.console import Console
+from rich.progress import track
+
 from rtdmd_lightning.data.prompts import load_prompts
 from rtdmd_lightning.evaluation.images import write_image
 from rtdmd_lightning.evaluation.tasks import in_batches
@@ -33,24 +36,26 @@ RECORD = "sample.json"
 class Job:
     """What is drawn and how; the fields are the command line's options.
 
-    base: the base model, a diffusers folder or hub id.
-    out: the folder for the images and for `sample.json`, which holds what it takes to draw them again.
-    adapters: files or folders in any format, applied in this order, e.g. the cold start's and then stage 2's.
-    prompt: one or several prompts.
-    prompts: a prompt file instead, see `rtdmd_lightning.data.prompts.load_prompts`.
-    images_per_prompt: how many images each prompt gets.
-    steps: how many, or which raw timesteps (METHOD section 1).
-    schedule: of a number of steps: evenly spaced (4 are 1000, 750, 500, 250), or what the base's own pipeline would use.
-    eta: stochasticity of the CPS steps; 0 is the Euler ODE sampler.
-    guidance_scale: of CFG, or the model's guidance input; 1 is how students are trained. By default 1 with adapters, and
-        without them the base's own: 3.5 for FLUX.1-dev (give 1 where a student is merged into it), 1 for other models.
-    seed: image i depends on (seed, i) only.
-    batch_size: images drawn at once on each process.
-    resolution: in pixels; by default that of the base's own pipeline.
-    backbone: further arguments of the base's backbone class, e.g. '{"use_t5": false, "dtype": "float32"}'. The number of text
-        tokens, `max_sequence_length`, is by default what the family's students are trained with (SD3: 128, diffusers has 256).
-    device: of the first process on a machine; by default an accelerator where there is one.
-    float32_matmul_precision: of float32 matrix products on an accelerator; `high` is TF32 where the device has it.
+    Args:
+        base: the base model, a diffusers folder or hub id.
+        out: the folder for the images and for `sample.json`, which holds what it takes to draw them again.
+        adapters: files or folders in any format, applied in this order, e.g. the cold start's and then stage 2's.
+        prompt: one or several prompts.
+        prompts: a prompt file instead, see `rtdmd_lightning.data.prompts.load_prompts`.
+        images_per_prompt: how many images each prompt gets.
+        steps: how many, or which raw timesteps (METHOD section 1).
+        schedule: of a number of steps: evenly spaced (4 are 1000, 750, 500, 250), or what the base's own pipeline would use.
+        eta: stochasticity of the CPS steps; 0 is the Euler ODE sampler.
+        guidance_scale: of CFG, or the model's guidance input; 1 is how students are trained. By default 1 with adapters, and
+            without them the base's own: 3.5 for FLUX.1-dev (give 1 where a student is merged into it), 1 for other models.
+        seed: image i depends on (seed, i) only.
+        batch_size: images drawn at once on each process.
+        resolution: in pixels; by default that of the base's own pipeline.
+        backbone: further arguments of the base's backbone class, e.g. '{"use_t5": false, "dtype": "float32"}'. The number of text
+            tokens, `max_sequence_length`, is by default what the family's students are trained with (SD3: 128, diffusers has
+            256).
+        device: of the first process on a machine; by default an accelerator where there is one.
+        float32_matmul_precision: of float32 matrix products on an accelerator; `high` is TF32 where the device has it.
     """
 
     base: str
@@ -102,7 +107,9 @@ def sample(job: Job) -> Path:
         use_matmul_precision(job.float32_matmul_precision, device)
         model.load(device)
         files = [f"{index:06d}.png" for index in range(len(prompts))]
-        for batch in in_batches(range(len(prompts)), job.batch_size)[rank::world_size]:
+        batches = in_batches(range(len(prompts)), job.batch_size)[rank::world_size]
+        shown = track(batches, f"drawing {len(prompts)} images", console=Console(stderr=True), disable=rank != 0)
+        for batch in shown:
             images = model.generate([prompts[index] for index in batch], batch, seed=job.seed)
             for index, image in zip(batch, images, strict=True):
                 write_image(image, job.out / files[index])

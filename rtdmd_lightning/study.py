@@ -2,7 +2,8 @@
 
 A study is a table of variants, each trained with several seeds at a small budget, each run in a process of its own, and as many
 at a time as the study says. Interrupted, the same command goes on: finished runs are kept, an interrupted one continues from
-its last checkpoint. At the end: a table (Markdown), the numbers with every learning curve (JSON), and a plot.
+its last checkpoint. SIGTERM ends the runs under way as it ends one by itself. At the end: a table (Markdown), the numbers with
+every learning curve (JSON), and a plot.
 """
 
 import os
@@ -13,6 +14,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+from rtdmd_lightning.studies.children import Children
 from rtdmd_lightning.studies.curves import SECONDS, Curve, Runs, markdown_table, plot, summarise
 from rtdmd_lightning.studies.study import Run, Study, grid, load_study, write_json
 from rtdmd_lightning.utils.command_line import run_command
@@ -44,14 +46,14 @@ def train(waiting: list[Run], study: Study) -> None:
         title = f"run {number} of {len(waiting)}: {run.variant}, seed {run.seed}"
         print(f"{title} -> {run.folder}", flush=True)
         try:
-            run.execute(environment)
+            run.execute(children, environment)
             seconds = run.curve(study.metrics)[-1][SECONDS]
         except UserError:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
         print(f"{title}: {seconds:.0f} s of training", flush=True)
 
-    with ThreadPoolExecutor(study.parallel) as pool:
+    with Children() as children, ThreadPoolExecutor(study.parallel) as pool:
         begun = [pool.submit(execute, number, run) for number, run in enumerate(waiting, start=1)]
     for future in begun:
         if not future.cancelled():

@@ -6,9 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from rtdmd_lightning import bench as benchmarks
-from rtdmd_lightning.bench import Stopwatch, Timing, markdown_table
+from rtdmd_lightning.bench import markdown_table
+from rtdmd_lightning.benchmarking import stopwatch
+from rtdmd_lightning.benchmarking.stopwatch import Stopwatch, Timing
 from rtdmd_lightning.utils.errors import UserError
 from tests.support.tiny import write_config
 
@@ -20,7 +23,7 @@ def test_a_timing_is_median_and_quartiles_of_one_part():
 
 def test_the_stopwatch_leaves_the_warm_up_out(monkeypatch):
     clock, watch = SimpleNamespace(now=0.0), Stopwatch(warm_up=2)
-    monkeypatch.setattr(benchmarks.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: clock.now)
     module = SimpleNamespace(device=torch.device("cpu"))
     for step, seconds in enumerate([100.0, 50.0, 3.0, 5.0]):
         trainer = SimpleNamespace(
@@ -60,6 +63,24 @@ def test_a_benchmark_of_real_steps(tiny_folder, tmp_path, capsys, monkeypatch, r
     printed = capsys.readouterr().out
     assert markdown_table(results) in printed and str(output) in printed
     assert f"| one fake-score update | {timings['fake_score_update']:.4f} |" in printed
+
+
+@pytest.mark.slow
+def test_images_are_drawn_while_the_module_is_on_its_device(tiny_folder, tmp_path, monkeypatch):
+    """A trainer that ends moves the module to the CPU; autoencoder and embeddings stay where they were."""
+    happened = []
+
+    def drawing(module, prompts, warm_up, repeats):
+        happened.append("drawn")
+        return [1.0, 2.0]
+
+    def torn_down(strategy):
+        happened.append("torn down")
+
+    monkeypatch.setattr(benchmarks, "sampling_seconds", drawing)
+    monkeypatch.setattr(SingleDeviceStrategy, "teardown", torn_down)
+    benchmarks.measure(write_config(tmp_path, tiny_folder), [], warm_up=1, repeats=2)
+    assert happened == ["drawn", "torn down"]
 
 
 @pytest.mark.parametrize(("option", "told"), [("--repeats=1", "repeats at least 2"), ("--warm_up=0", "at least 1")])

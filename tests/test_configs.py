@@ -15,6 +15,7 @@ from tests.support.tiny import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"
 MODELS = ["sd3m", "sd35m", "flux1_dev", "flux2_klein_4b", "flux2_klein_9b"]
+ANYWHERE = ["--data.prompts=shapes:train", "--trainer.accelerator=cpu"]
 RUNS = [f"{stage}/{model}" for stage in ("cold_start", "rtdmd") for model in MODELS]
 
 
@@ -26,8 +27,7 @@ def parents(path: Path) -> list[Path]:
 
 def trainer_of(run: str, *arguments: str):
     """Of a real model's config, with the parts and options after it, on a CPU's processes."""
-    anywhere = ["--data.prompts=shapes:train", "--trainer.accelerator=cpu"]
-    cli = fit.parse([f"--config={CONFIGS / run}.yaml", *anywhere, *arguments])
+    cli = fit.parse([f"--config={CONFIGS / run}.yaml", *ANYWHERE, *arguments])
     check_trainer(cli.trainer, cli.config["trainer"]["precision"])
     return cli.trainer
 
@@ -45,6 +45,19 @@ def test_no_models_file_is_made_from_another_models(folder, model):
 def test_one_gpu_takes_the_place_of_every_configs_machines(run):
     trainer = trainer_of(run, f"--config={CONFIGS / 'parts/one_gpu.yaml'}")
     assert (trainer.world_size, trainer.num_nodes) == (1, 1) and isinstance(trainer.strategy, SingleDeviceStrategy)
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("card", [12, 16, 24])
+def test_a_cards_recipe_keeps_every_configs_batch_on_one_card(card, run):
+    config = CONFIGS / f"{run}.yaml"
+    cli = fit.parse([f"--config={config}", f"--config={CONFIGS / f'parts/card_{card}gb.yaml'}", *ANYWHERE])
+    module, backbone = cli.model, cli.model.backbone
+    assert cli.trainer.world_size == 1 and isinstance(cli.trainer.strategy, SingleDeviceStrategy)
+    assert module.batch_size == compose(config)["model"]["init_args"]["batch_size"] and module.micro_batch_size == 1
+    assert backbone.gradient_checkpointing and backbone.vae_gradient_checkpointing and not backbone.text_encoders
+    assert set(module.memory.offload) == {"text_encoders", "vae", "rewards"}
+    assert backbone.quantization == ("int8" if card == 24 else "nf4")
 
 
 @pytest.mark.parametrize("run", RUNS)

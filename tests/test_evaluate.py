@@ -289,6 +289,7 @@ def refused(capsys, config: Path, *arguments: str) -> str:
         ("--sets.own.rewards=[]", "the rewards of the set 'own'"),
         ("--trainer.no_such_key=1", "no_such_key"),
         ("--sets.own.images_per_prompt=0", "images_per_prompt"),
+        ("--sets.own.verdict=taste", "the set 'own': verdict must be one of its rewards ('redness')"),
         ("--resolution=0", "resolution"),
         ("--entries.teacher.published=baseline", "the entry 'teacher': published must be one of 'RTDMD', 'teacher'"),
         ("--gallery.no_such_key=1", "no_such_key"),

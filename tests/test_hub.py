@@ -327,8 +327,8 @@ def test_offline_is_told(stages, tmp_path, monkeypatch):
             "it lacks 'sampler'",
         ),
         ("eval.jsonl", "", "is empty"),
-        ("eval.jsonl", "{", "line 1 is not JSON"),
-        ("eval.jsonl", "[1]", "line 1 is no evaluation"),
+        ("eval.jsonl", "{\n", "line 1 is not JSON"),
+        ("eval.jsonl", "[1]\n", "line 1 is no evaluation"),
     ],
 )
 def test_a_run_that_is_none_is_told_by_its_file(file, content, wanted, stages, tmp_path):

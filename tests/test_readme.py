@@ -1,5 +1,6 @@
-"""The options that the README tells people to type are options."""
+"""What the READMEs tell people to type is understood, and what the first one claims is what was measured."""
 
+import json
 import re
 import shlex
 
@@ -9,9 +10,10 @@ from rtdmd_lightning import fit
 from tests.support.tiny import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
+CONFIGS = (REPOSITORY / "configs/README.md").read_text()
 TABLE = re.compile(r"^\| ablation \| option \|\n\|[-|]+\|\n((?:\|.*\n)+)", flags=re.MULTILINE)
 STAGES = ["cold_start", "rtdmd"]  # one table each, in this order
-ROWS = [(stage, row) for stage, table in zip(STAGES, TABLE.findall(README), strict=True) for row in table.splitlines()]
+ROWS = [(stage, row) for stage, table in zip(STAGES, TABLE.findall(CONFIGS), strict=True) for row in table.splitlines()]
 
 
 def typed(text: str) -> list[str]:
@@ -21,7 +23,7 @@ def typed(text: str) -> list[str]:
 
 def test_the_tables_are_found_whole():
     """What is missed here would be checked nowhere."""
-    section = README.split("## Train")[1].split("\n## ")[0]
+    section = CONFIGS.split("## Ablations")[1].split("\n## ")[0]
     assert [row for _, row in ROWS] == [line for line in section.splitlines() if line.startswith("| ") and "`-" in line]
 
 
@@ -31,7 +33,9 @@ def test_every_ablation_of_the_tables_is_an_option_of_its_stage(stage, row, monk
     fit.parse([f"--config=configs/{stage}/tiny_sd3.yaml", *typed(row)])
 
 
-COMMANDS = re.findall(r"-m rtdmd_lightning\.fit (--config .*)", README)
+OTHERS = [REPOSITORY / "rtdmd_lightning/data/README.md", REPOSITORY / "notebooks/results/README.md"]
+TEXTS = [README, CONFIGS, *(path.read_text() for path in OTHERS)]
+COMMANDS = [found for text in TEXTS for found in re.findall(r"-m rtdmd_lightning\.fit (--config configs.*)", text)]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -43,4 +47,33 @@ def test_every_command_of_training_parses(command, monkeypatch):
 
 
 def test_the_commands_are_found():
-    assert len(COMMANDS) >= 8
+    assert len(COMMANDS) >= 13
+
+
+def test_the_readme_is_read_in_ten_minutes():
+    assert len(README.split()) < 1500
+
+
+def test_every_heading_that_a_link_names_exists():
+    """GitHub's anchor of a heading: lower case, hyphens for spaces, no punctuation."""
+    for path, heading in re.findall(r"\]\(([\w/.]+\.md)#([^)]+)\)", README):
+        headings = re.findall(r"^#+ (.*)$", (REPOSITORY / path).read_text(), flags=re.MULTILINE)
+        anchors = {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
+        assert heading in anchors, (path, heading)
+
+
+def test_the_hours_are_those_of_the_measured_seconds():
+    """Of one H100, `notebooks/results/h100/bench.json`: a cycle of stage 1; an image of stage 2, 1,152 an epoch."""
+    rows = json.loads((REPOSITORY / "notebooks/results/h100/bench.json").read_text())["rows"]
+    measured = {(row["check"], row["what"]): row["value"] for row in rows}
+    fake, generator, rollout = (
+        measured["sd35m", what] for what in ("fake-score update", "generator update", "rollout")
+    )  # of 9 images
+    assert f"({fake:.2f} s each)" in README and f"({generator:.2f} s)" in README and f"({rollout:.2f} s)" in README
+    stage_1 = 1500 * (10 * fake + generator + 3 * rollout) / 3600
+    image = measured["stage2", "epoch"] / 24  # 3 x 8 images
+    assert f"at {image:.2f} s an image" in README
+    hours = re.findall(r"^\| stage \d, .* \| (\d+) \|$", README, flags=re.MULTILINE)
+    assert [float(number) for number in hours] == [
+        round(value) for value in (stage_1, stage_1, 1152 * image * 1000 / 3600, 144 * image * 1000 / 3600)
+    ]

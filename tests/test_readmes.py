@@ -9,7 +9,7 @@ REPOSITORY = Path(__file__).parents[1]
 PACKAGE, TESTS = REPOSITORY / "rtdmd_lightning", REPOSITORY / "tests"
 FOLDERS = ("rtdmd_lightning", "configs", "tests", "notebooks")
 READMES = [
-    REPOSITORY / "README.md",
+    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "THIRD_PARTY.md")),
     *sorted(path for name in FOLDERS for path in (REPOSITORY / name).rglob("README.md")),
 ]
 EXAMPLES = {"my_rewards.py"}  # a reader's own

@@ -1,13 +1,17 @@
 """All that a run writes is in its folder, whatever loggers it has, fresh and resumed."""
 
 import csv
+import errno
 import json
+from functools import partial
 
 import pytest
 import torch
 
 from rtdmd_lightning import fit
 from rtdmd_lightning.callbacks.monitors import check_monitors
+from rtdmd_lightning.fitting.command_line import CONFIGURATION_KEY
+from rtdmd_lightning.utils import run_folder
 from rtdmd_lightning.utils.errors import UserError
 from rtdmd_lightning.utils.loggers import keep_rows
 from tests.support.tiny import write_config
@@ -77,7 +81,7 @@ def test_a_resumed_run_tells_its_other_options_once_and_takes_them(tiny_folder, 
     )
     assert resumed.model.ema.decay == 0.5 and resumed.trainer.global_step == 2
     last = torch.load(tmp_path / "runs/run/checkpoints/last.ckpt", weights_only=True)
-    assert "max_steps: 2" in last[fit.CONFIGURATION_KEY]
+    assert "max_steps: 2" in last[CONFIGURATION_KEY]
 
 
 @pytest.mark.parametrize(
@@ -102,3 +106,48 @@ def test_so_is_one_in_a_run_without_an_evaluation(tiny_folder, tmp_path):
     run = fit.parse(["--config", config, *best])
     with pytest.raises(UserError, match="eval/held_out"):
         check_monitors(run.trainer, run.model)
+
+
+@pytest.mark.slow
+def test_a_run_whose_checkpoint_waits_for_what_nothing_logs_ends_when_it_is_first_asked(tiny_folder, tmp_path):
+    config = ["--config", str(write_config(tmp_path, tiny_folder)), "--trainer.max_steps=4", "--callbacks.last=null"]
+    best = ["--callbacks.best=ModelCheckpoint", "--callbacks.best.every_n_train_steps=2"]
+    with pytest.raises(UserError, match=r"monitor nope, which nothing has logged by update 2; logged are .*weight/gen"):
+        fit.main([*config, *best, "--callbacks.best.monitor=nope"])
+    logged = fit.main(
+        [*config, *best, "--callbacks.best.monitor=weight/generator/matching", f"--run_dir={tmp_path}/other"]
+    )
+    assert logged.trainer.global_step == 4
+
+
+@pytest.mark.parametrize(
+    ("option", "in_config"),
+    [
+        ("trainer.default_root_dir", {"default_root_dir": "x"}),
+        ("trainer.logger.save_dir", None),
+        (
+            "trainer.logger.init_args.save_dir",
+            {"logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "x"}}},
+        ),
+    ],
+)
+def test_another_folder_for_a_part_of_the_run_is_refused(option, in_config, tiny_folder, tmp_path):
+    config = ["--config", str(write_config(tmp_path, tiny_folder))]
+    with pytest.raises(UserError, match=rf"^{option} .*--run_dir"):
+        fit.parse([*config, f"--{option}=x"])
+    if in_config is not None:
+        (tmp_path / "other.yaml").write_text(json.dumps({"trainer": in_config}))
+        with pytest.raises(UserError, match=rf"^{option} .*--run_dir"):
+            fit.parse([*config, "--config", str(tmp_path / "other.yaml")])
+
+
+def test_a_file_system_without_locks_is_told_and_another_error_is_not_hidden(tmp_path, monkeypatch):
+    def fail(number, *_):
+        raise OSError(number, "of the file system")
+
+    monkeypatch.setattr(run_folder.fcntl, "flock", partial(fail, errno.ENOLCK))
+    with pytest.warns(UserWarning, match=f"{tmp_path} knows no locks"), run_folder.locked(tmp_path):
+        pass
+    monkeypatch.setattr(run_folder.fcntl, "flock", partial(fail, errno.EIO))
+    with pytest.raises(OSError, match="of the file system"), run_folder.locked(tmp_path):
+        pass

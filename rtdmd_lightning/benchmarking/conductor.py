@@ -1,7 +1,8 @@
 """Runs checks one after the other, each in a process of its own, and hands on what they find.
 
 A server imports the slow libraries once and is forked for every check (`multiprocessing`'s forkserver), so that a check begins in
-a moment. Nothing before the fork may touch the device: a forked process could not use it.
+a moment. Nothing before the fork may touch the device: a forked process could not use it. Where a library does so while it is
+imported, every check imports anew.
 """
 
 import multiprocessing
@@ -13,10 +14,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -24,7 +25,7 @@ from rtdmd_lightning.benchmarking.checks import Check
 from rtdmd_lightning.benchmarking.probe import Probe
 from rtdmd_lightning.benchmarking.report import Report, Row
 
-DONE = "done"
+DONE, SPOILT = "done", "spoilt"
 CHILD_MARGIN = 2.0
 """Seconds that a check knows nothing of, so that it ends by itself before it is ended."""
 
@@ -60,71 +61,64 @@ class Conductor:
     seconds: float
 
     def __post_init__(self) -> None:
+        self.method: Literal["forkserver", "spawn"] = "forkserver"
         self.until = time.monotonic() + self.seconds
 
-    def play(self, checks: Sequence[Check], beside: Check | None = None) -> None:
-        """One after the other; `beside` runs beside them all, and is ended with the last."""
+    def play(self, checks: Sequence[Check]) -> None:
+        """One after the other, alone on the machine."""
         os.environ.update(ENVIRONMENT)
-        companion = None if beside is None else self.begin(beside, self.until)
-        try:
-            for check in checks:
-                left = self.until - time.monotonic()
-                if check.if_failed is not None and not self.report.failed(check.if_failed):
-                    continue
-                if left < check.least:
-                    self.report.add(
-                        Row(check.name, "not begun", f"{left:.0f} s left", note=f"it wants {check.least:.0f}")
-                    )
-                    continue
-                self.perform(check, companion)
-                self.compare(check)
-        finally:
-            if companion is not None:
-                end(companion.process)
+        for check in checks:
+            left = self.until - time.monotonic()
+            if check.if_failed is not None and not self.report.failed(check.if_failed):
+                continue
+            if left < check.least:
+                self.report.add(Row(check.name, "not begun", f"{left:.0f} s left", note=f"it wants {check.least:.0f}"))
+                continue
+            self.perform(check)
+            self.compare(check)
 
-    def begin(self, check: Check, until: float) -> Running:
-        seconds = min(check.seconds, until - time.monotonic())
-        processes = multiprocessing.get_context("forkserver")
+    def begin(self, check: Check) -> Running:
+        seconds = min(check.seconds, self.until - time.monotonic())
+        processes = multiprocessing.get_context(self.method)
         processes.set_forkserver_preload([Check.__module__])
         reader, writer = processes.Pipe(duplex=False)
         found = {(row.check, row.what): row.value for row in self.report.rows if not isinstance(row.value, str)}
         given = (check, self.device, self.small, self.report.output, seconds - CHILD_MARGIN, found, writer)
-        process = processes.Process(target=carry_out, args=given)
+        process = processes.Process(target=carry_out, args=given)  # type: ignore[attr-defined] # every context has it
         process.start()
         writer.close()
         return Running(process, reader, time.monotonic() + seconds)
 
-    def perform(self, check: Check, companion: Running | None) -> None:
+    def perform(self, check: Check) -> None:
         """Begin the check, pass its rows on, end it. Its process leads a group of its own, which is ended with it."""
-        running = self.begin(check, self.until)
+        running = self.begin(check)
         try:
-            ended = self.listen(running, companion)
+            ended = self.listen(running)
             if ended is None:
                 self.report.add(Row(check.name, "ENDED", "its time was up", good=False, note="it was not done"))
-            elif ended != DONE:
+            elif ended not in (DONE, SPOILT):
                 running.process.join(5)
                 code = f"exit code {running.process.exitcode}"
                 self.report.add(Row(check.name, "CRASHED", code, good=False, note="see the log"))
         finally:
             end(running.process)
+        if ended == SPOILT:
+            self.method = "spawn"
+            self.report.add(
+                Row(check.name, "a forked process cannot use the device", "", note="each check imports anew")
+            )
+            self.perform(check)
 
-    def listen(self, running: Running, companion: Running | None) -> str | None:
+    def listen(self, running: Running) -> str | None:
         """Pass rows on until the check says that it is done; "" where its process died, None where its time is up."""
-        readers = [running.reader] + ([] if companion is None or companion.reader.closed else [companion.reader])
-        while (left := running.until - time.monotonic()) > 0:
-            for reader in wait(readers, left):
-                assert isinstance(reader, Connection)
-                try:
-                    message = reader.recv()
-                except EOFError:
-                    message = ""
-                if isinstance(message, Row):
-                    self.report.add(message)
-                elif reader is running.reader:
-                    return message
-                else:
-                    readers.remove(reader)
-                    reader.close()
+        while running.reader.poll(max(0.0, running.until - time.monotonic())):
+            try:
+                message = running.reader.recv()
+            except EOFError:
+                return ""
+            if not isinstance(message, Row):
+                return message
+            self.report.add(message)
         return None
 
     def compare(self, check: Check) -> None:
@@ -148,14 +142,29 @@ def carry_out(
 ) -> None:
     """One check, in its own process. All that it prints goes to the log."""
     os.setsid()
+    os.environ.update(check.environment)
     with log(output.with_suffix(".log"), check.name):
         warnings.simplefilter("ignore")
+        if check.on_device and not usable(device):
+            return connection.send(SPOILT)
         probe = Probe(check.name, device, small, output, seconds, connection.send, found)
         try:
             begin(check, probe)
         except Exception as error:
             probe.error(check.name, error)
         connection.send(DONE)
+    return None
+
+
+def usable(device: torch.device) -> bool:
+    """False in a process that was forked from one that has used the device."""
+    try:
+        torch.empty(0, device=device)
+    except RuntimeError as error:
+        if "fork" not in str(error):
+            raise
+        return False
+    return True
 
 
 def begin(check: Check, probe: Probe) -> None:

@@ -16,16 +16,16 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.data import DataLoader
 from torch.utils.flop_counter import flop_registry
 
 from rtdmd_lightning import fit
-from rtdmd_lightning.data.stream import PromptBatch
+from rtdmd_lightning.fitting.command_line import FitCLI
 from rtdmd_lightning.modules import ACDMDModule
 from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.planning.blocks import few, for_all_blocks
-from rtdmd_lightning.planning.fake_device import FAKE_DEVICE, READ_A_NUMBER, move_trainer, unfaked
+from rtdmd_lightning.planning.fake_device import FAKE_DEVICE, READ_A_NUMBER
 from rtdmd_lightning.planning.fake_module import fake_module, known_shapes
+from rtdmd_lightning.planning.fake_training import train_on_fake_device
 from rtdmd_lightning.utils.command_line import wide_console
 
 ON_ONE_DEVICE = (
@@ -144,7 +144,7 @@ def count(config: Path, options: Sequence[str] = ()) -> dict[str, Counts]:
     Raises UserError for a config whose shapes are not known.
     """
 
-    def described(*more: str) -> AbstractContextManager[fit.FitCLI]:
+    def described(*more: str) -> AbstractContextManager[FitCLI]:
         return fit.bare_run(config, [*ON_ONE_DEVICE, *options, *more], max_steps=1)
 
     with described() as run:
@@ -163,16 +163,6 @@ def count_step(module: FewStepModule, trainer: Trainer) -> dict[str, Counts]:
     with watch.watching():
         train_on_fake_device(module, trainer)
     return watch.phases
-
-
-def train_on_fake_device(module: FewStepModule, trainer: Trainer) -> None:
-    """The trainer's steps, every prompt ""; inside `faked`."""
-    if isinstance(module, ACDMDModule):
-        module.draw_updates = unfaked(module.draw_updates)  # type: ignore[method-assign]
-    count = module.batch_size * module.batches_per_step
-    move_trainer(trainer)
-    batch = PromptBatch([""] * count, [{}] * count, list(range(count)))
-    trainer.fit(module, train_dataloaders=DataLoader([batch], batch_size=None))  # type: ignore[arg-type]
 
 
 def print_counts(counts: Path, options: list[str] | None = None) -> None:

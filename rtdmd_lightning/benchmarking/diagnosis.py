@@ -1,6 +1,5 @@
 """Where a run of FLUX.1-dev fails: the same fake-score update by hand, each time with one thing changed."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,15 +12,20 @@ from rtdmd_lightning.benchmarking.probe import Probe
 from rtdmd_lightning.benchmarking.runs import RUNS, TINY, random_run
 from rtdmd_lightning.modules import ACDMDModule
 from rtdmd_lightning.planning.phases import FAKE_STEP, GENERATOR_STEP, ROLLOUT, cold_start_phases
+from rtdmd_lightning.utils.processes import synchronize
 
 
 class NamedFailure(TorchDispatchMode):
     """Waits for every operation: the one that fails is named, with the shapes, strides and dtypes of its tensors."""
 
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
         try:
             result = func(*args, **kwargs or {})
-            torch.accelerator.synchronize()
+            synchronize(self.device)
         except RuntimeError as error:
             tensors = [value for value in tree_iter((args, kwargs)) if isinstance(value, Tensor)]
             told = ", ".join(
@@ -38,7 +42,6 @@ def updates_by_hand(
     few_blocks: bool = False,
     named: bool = False,
     cudnn_attention: bool = True,
-    blocking: bool = False,
 ) -> None:
     """A rollout, a fake-score step and a generator step of FLUX.1-dev, without trainer and optimizer.
 
@@ -47,10 +50,7 @@ def updates_by_hand(
         few_blocks: one transformer block of each kind.
         named: every operation is waited for, and the one that fails is named.
         cudnn_attention: whether cuDNN's attention may be chosen.
-        blocking: every launch waits for its kernel.
     """
-    if blocking:
-        os.environ["CUDA_LAUNCH_BLOCKING"] = "1"  # read when the process first uses its GPU, which it has not yet
     torch.backends.cuda.enable_cudnn_sdp(cudnn_attention)
     sized = [*RUNS["flux1"].options, *(TINY if probe.small else ()), *options]
     with random_run(probe, RUNS["flux1"].config, sized, 1, small=probe.small, few_blocks=few_blocks) as run:
@@ -64,7 +64,7 @@ def updates_by_hand(
         for name in (ROLLOUT, FAKE_STEP, GENERATOR_STEP):
             with run.trainer.precision_plugin.train_step_context():
                 if named:
-                    with NamedFailure():
+                    with NamedFailure(probe.device):
                         phases[name]()
                 else:
                     phases[name]()

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from rtdmd_lightning.benchmarking.checks import CHECKS, Check
+from rtdmd_lightning.benchmarking.checks import CHECKS
 from rtdmd_lightning.benchmarking.conductor import Conductor
-from rtdmd_lightning.benchmarking.predictions import PREDICTIONS, compared, predictions
+from rtdmd_lightning.benchmarking.predictions import compared
 from rtdmd_lightning.benchmarking.report import Report
 from rtdmd_lightning.utils.errors import UserError
 
@@ -43,7 +43,7 @@ def look(
     output.parent.mkdir(parents=True, exist_ok=True)
     output.with_suffix(".log").write_text("")
     try:
-        Conductor(report, where, small, 60 * minutes).play(chosen, Check(PREDICTIONS, predictions, 60 * minutes, 0))
+        Conductor(report, where, small, 60 * minutes).play(chosen)
         for row in compared(report):
             report.add(row)
     finally:

@@ -1,4 +1,4 @@
-"""What is known of the measured runs without a GPU: memory by `plan`, operations of an update. On the CPU, beside the checks."""
+"""What is known of the measured runs without a GPU: memory by `plan`, operations of an update. On the CPU, after the others."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -4,7 +4,6 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,7 +123,3 @@ class Probe:
         if not self.on_accelerator:
             return None
         return torch.get_device_module(self.device).get_device_properties(self.device).total_memory / GIB
-
-    def autocast(self) -> AbstractContextManager:
-        """As Lightning's bf16-mixed has it."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False)

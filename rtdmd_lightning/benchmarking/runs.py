@@ -13,6 +13,7 @@ from rtdmd_lightning import fit
 from rtdmd_lightning.benchmarking.networks import TINY_RESOLUTION, random_backbone
 from rtdmd_lightning.benchmarking.probe import Probe
 from rtdmd_lightning.benchmarking.rewards import random_rewards, small_rewards
+from rtdmd_lightning.fitting.command_line import FitCLI
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.modules import RTDMDModule
 from rtdmd_lightning.planning.cold_start import place_cold_start
@@ -82,7 +83,7 @@ def random_run(
     place: torch.device | None = None,
     strategy: Sequence[str] = ("--trainer.strategy=auto",),
     callbacks: Sequence[Callback] = (),
-) -> Iterator[fit.FitCLI]:
+) -> Iterator[FitCLI]:
     """A run of some steps on the probe's device, not begun; `small`, `few_blocks` and `place` are those of `random_backbone`.
 
     `strategy` is options too. A stage 2 gets a random cold start, and rewards of the real shapes with random weights.

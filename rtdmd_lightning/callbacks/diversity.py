@@ -13,8 +13,9 @@ from rtdmd_lightning.utils.errors import UserError
 class DiversitySettings:
     """Several images for some of the prompts.
 
-    prompts: how many, spread over all of them; all where there are fewer.
-    images_per_prompt: the size of a group; its first image is the one that the rewards score.
+    Args:
+        prompts: how many, spread over all of them; all where there are fewer.
+        images_per_prompt: the size of a group; its first image is the one that the rewards score.
     """
 
     prompts: int = 20

@@ -37,6 +37,10 @@ class Interruption(Checkpoint):
         self.grace = grace
         self._signals: StopSignals | None = None
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lightning listens from soon after this until `on_train_start`; its own answer to SIGTERM may wait for ever."""
+        trainer._signal_connector._sigterm_notifier_fn = lambda signum, _: None  # type: ignore[method-assign]
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._requeue = {one: signal.getsignal(one) for one in REQUEUE}
         requeues = [one for one, handler in self._requeue.items() if callable(handler)]

@@ -12,7 +12,7 @@ EVALUATED = "eval/"  # how the names of an evaluation's numbers begin
 def check_monitors(trainer: L.Trainer, module: L.LightningModule) -> None:
     """Refuse a `ModelCheckpoint` whose `monitor` is of an evaluation that does not log it. Reads no weights. Raises UserError.
 
-    The names of other numbers are known only when they are logged.
+    The names of other numbers are known only when they are logged: see `MonitorsAreLogged`.
     """
     names = [
         name
@@ -28,3 +28,28 @@ def check_monitors(trainer: L.Trainer, module: L.LightningModule) -> None:
             f"a ModelCheckpoint has the monitor {checkpoints.monitor}, which no evaluation logs; the run's evaluation logs "
             f"{', '.join(names) or 'nothing: callbacks.evaluation is null'}",
         )
+
+
+class MonitorsAreLogged(L.Callback):
+    """Ends a run whose `ModelCheckpoint` has a `monitor` that is not there when it is first asked. Raises UserError.
+
+    Lightning would go on without that checkpoint, and not say so.
+    """
+
+    def __init__(self) -> None:
+        self._asked: set[str] = set()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
+        for checkpoints in trainer.checkpoint_callbacks:
+            if not isinstance(checkpoints, ModelCheckpoint) or checkpoints.monitor is None:
+                continue
+            monitor, every = checkpoints.monitor, max(1, checkpoints._every_n_train_steps)
+            if monitor in self._asked or monitor.startswith(EVALUATED) or trainer.global_step % every:
+                continue
+            self._asked.add(monitor)
+            logged = trainer.callback_metrics
+            require(
+                monitor in logged,
+                f"a ModelCheckpoint has the monitor {monitor}, which nothing has logged by update {trainer.global_step}; "
+                f"logged are {', '.join(sorted(logged))}",
+            )

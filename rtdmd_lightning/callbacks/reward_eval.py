@@ -22,6 +22,8 @@ from rtdmd_lightning.evaluation.tasks import in_batches
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.mixture import checked_score
 from rtdmd_lightning.utils.errors import UserError, require
+from rtdmd_lightning.utils.files import write_text
+from rtdmd_lightning.utils.json_text import read_rows
 from rtdmd_lightning.utils.run_folder import run_folder
 
 SCORES = "eval.jsonl"
@@ -116,7 +118,11 @@ class RewardEvalCallback(L.Callback):
         self.measures = measures_of(measured, trained, self.held_out_weights)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The held-out rewards lie where the trained ones do."""
+        own = pl_module.rewards.rewards.values() if isinstance(pl_module, HasRewards) else ()
+        offloaded = any(reward.offloaded for reward in own)
         for reward in self.rewards.values():
+            reward.offloaded = reward.offloaded or offloaded
             reward.to(pl_module.device)
 
     def on_train_epoch_start(self, trainer, pl_module) -> None:
@@ -180,7 +186,9 @@ class RewardEvalCallback(L.Callback):
                 continue
             prompts = [entry["prompt"] for entry in metadata]
             for name, reward in self.rewards.items():
-                for value, entry in zip(checked_score(reward, images, prompts, metadata), metadata, strict=True):
+                with reward.at_work():
+                    of_images = checked_score(reward, images, prompts, metadata)
+                for value, entry in zip(of_images, metadata, strict=True):
                     metrics[f"eval/{name}"].update(value)
                     if "tag" in entry:
                         metrics[f"eval/{name}/{entry['tag']}"].update(value)
@@ -217,8 +225,8 @@ class RewardEvalCallback(L.Callback):
         row |= {name: round(float(score), 5) for name, score in scores.items()}
         path = folder / "images" / f"step_{trainer.global_step:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with (folder / SCORES).open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        rows = [*read_rows(folder / SCORES), row]  # anew: a run that is killed leaves no half of one
+        write_text("".join(json.dumps(row) + "\n" for row in rows), folder / SCORES)
         save_image(picture, path)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
@@ -227,7 +235,7 @@ class RewardEvalCallback(L.Callback):
 
 def evaluated_steps(path: Path) -> set[int]:
     """The steps whose scores an `eval.jsonl` has, if there is one."""
-    return {json.loads(line)["step"] for line in path.read_text().splitlines()} if path.is_file() else set()
+    return {row["step"] for row in read_rows(path)}
 
 
 def local_batches(total: int, size: int, rank: int, world_size: int) -> list[list[int]]:

@@ -29,12 +29,13 @@ class EmbeddingStore:
     Args:
         cache: a folder that encoders of any kind share; it need not exist.
         encoder: all that an embedding depends on besides the prompt, in what JSON can hold.
+        like: the conditioning of a prompt in the form that every file must have; by default the first one's.
     """
 
-    def __init__(self, cache: Path, encoder: dict[str, Any]) -> None:
+    def __init__(self, cache: Path, encoder: dict[str, Any], like: Conditioning | None = None) -> None:
         self.description = json.dumps(encoder, indent=2, sort_keys=True)
         self.folder = cache / sha256(self.description.encode()).hexdigest()[:16]
-        self._known: str | None = None  # the form of every embedding, since one was seen
+        self._known = None if like is None else _form(like)  # the form of every embedding, since one was seen
 
     def path(self, prompt: str) -> Path:
         """Where the prompt's embedding is, or would be."""
@@ -62,7 +63,7 @@ class EmbeddingStore:
             raise _damaged(path, prompt, f"it holds {form}, which are no embeddings of one prompt")
         self._known = self._known or form
         if form != self._known:
-            raise _damaged(path, prompt, f"it holds {form}, the others {self._known}")
+            raise _damaged(path, prompt, f"it holds {form}, not {self._known}")
         return row
 
     def write(self, prompt: str, conditioning: Conditioning) -> None:

@@ -32,7 +32,8 @@ class PromptEmbedder:
         self._on_device: dict[torch.device, PromptMemory[Conditioning]] = {}
         self.store: EmbeddingStore | None = None
         if backbone.embedding_cache is not None:
-            self.store = EmbeddingStore(Path(backbone.embedding_cache), backbone.encoder_identity())
+            like = backbone.blank_conditioning(1)
+            self.store = EmbeddingStore(Path(backbone.embedding_cache), backbone.encoder_identity(), like)
 
     def __call__(self, prompts: list[str], device: torch.device) -> Conditioning:
         if device.type == "cpu":
@@ -41,6 +42,10 @@ class PromptEmbedder:
             capacity = self.backbone.embeddings_on_device * MEBIBYTE
             self._on_device[device] = PromptMemory(capacity, size=_bytes)
         return Conditioning.cat(self._on_device[device].recall(prompts, partial(self._send, device)))
+
+    def prepare(self, prompts: list[str]) -> None:
+        """Have them in memory, those that are not encoded together: what asks for them later finds them there."""
+        self._memory.recall(prompts, self._find)
 
     def remember(self, prompt: str, row: Conditioning) -> None:
         """What was made elsewhere of one prompt, `[1, ...]`: kept in memory as if it were encoded here."""

@@ -1,8 +1,12 @@
-"""Images are scored while something else goes on: in a thread and, on an accelerator, on a stream of their own."""
+"""Images are scored while something else goes on: in a thread and, on an accelerator, on a stream of their own.
 
-from collections.abc import Callable, Iterator
+Or, where rewards are offloaded, later: one reward after the other.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,11 +29,11 @@ class Scorer:
         self._stream = None if device.type == "cpu" else torch.Stream(device)
 
     @contextmanager
-    def open(self) -> Iterator["Scoring"]:
+    def open(self) -> Iterator["ScoringAtOnce"]:
         """The thread, for as long as the body lasts. When the body raises, what is not being scored yet is given up."""
         with ThreadPoolExecutor(max_workers=1, initializer=self._begin) as thread:
             try:
-                yield Scoring(self, thread)
+                yield ScoringAtOnce(self, thread)
             except BaseException:
                 thread.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -57,8 +61,25 @@ class Scorer:
         return {name: values.cpu() for name, values in self._score(images, batch).items()}
 
 
-class Scoring:
-    """The batches that were handed to a `Scorer` since it was opened."""
+class Scoring(Protocol):
+    """Batches of images whose scores are asked for later."""
+
+    def add(self, images: Tensor, batch: PromptBatch) -> None:
+        """Score these after those that were added before."""
+
+    def raise_failure(self) -> None:
+        """Raises what a reward has raised so far; waits for nothing."""
+
+    def results(self) -> tuple[list[int], Scores]:
+        """The samples' indices, N, and their scores `[N]` by name on the CPU, in the order they were added.
+
+        Waits for them; raises what a reward raises.
+        """
+        ...
+
+
+class ScoringAtOnce:
+    """The batches that were handed to a `Scorer` since it was opened; each is scored as soon as the ones before it are."""
 
     def __init__(self, scorer: Scorer, thread: ThreadPoolExecutor) -> None:
         self._scorer, self._thread = scorer, thread
@@ -66,19 +87,43 @@ class Scoring:
         self._scores: list[Future[Scores]] = []
 
     def add(self, images: Tensor, batch: PromptBatch) -> None:
-        """Score these after those that were added before."""
         self._indices += batch.indices
         self._scores.append(self._thread.submit(self._scorer.run, images, batch, self._scorer.images_ready()))
 
     def raise_failure(self) -> None:
-        """Raises what a reward has raised so far; waits for nothing."""
         for scores in filter(Future.done, self._scores):
             scores.result()
 
     def results(self) -> tuple[list[int], Scores]:
-        """The samples' indices, N, and their scores `[N]` by name on the CPU, in the order they were added.
-
-        Waits for them; raises what a reward raises.
-        """
         batches = [scores.result() for scores in self._scores]
         return self._indices, {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+
+
+class ScoringLater:
+    """The images wait on the CPU until the scores are asked for, and are then scored together.
+
+    Args:
+        score_all: batches of images, prompts and metadata to scores `[N]` by name; see `RewardMixture.score_all`.
+        device: where the rewards work.
+    """
+
+    def __init__(
+        self,
+        score_all: Callable[[Sequence[tuple[Tensor, list[str], list[dict]]], torch.device], Scores],
+        device: torch.device,
+    ) -> None:
+        self._score_all, self._device = score_all, device
+        self._indices: list[int] = []
+        self._waiting: list[tuple[Tensor, list[str], list[dict]]] = []
+
+    def add(self, images: Tensor, batch: PromptBatch) -> None:
+        self._indices += batch.indices
+        self._waiting.append((images.cpu(), batch.prompts, batch.metadata))
+
+    def raise_failure(self) -> None:
+        """Nothing is scored yet."""
+
+    def results(self) -> tuple[list[int], Scores]:
+        with torch.autocast(self._device.type, enabled=False):
+            scores = self._score_all(self._waiting, self._device)
+        return self._indices, {name: values.cpu() for name, values in scores.items()}

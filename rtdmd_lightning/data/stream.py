@@ -24,6 +24,10 @@ class PromptBatch:
     def __getitem__(self, part: slice) -> "PromptBatch":
         return PromptBatch(self.prompts[part], self.metadata[part], self.indices[part])
 
+    def split(self, size: int) -> "list[PromptBatch]":
+        """In parts of so many rows."""
+        return [self[start : start + size] for start in range(0, len(self.prompts), size)]
+
     def at(self, rows: list[int]) -> "PromptBatch":
         """Some of its rows."""
         return PromptBatch(
@@ -67,6 +71,19 @@ def samples_per_process(batch_size: int, world_size: int) -> int:
             f"{batch_size} / {world_size} = {batch_size / world_size:.2f} samples per process"
         )
     return batch_size // world_size
+
+
+def samples_per_pass(batch_size: int, world_size: int, micro_batch_size: int | None) -> int:
+    """What a process takes at once of its part of a batch. Raises UserError where that does not divide."""
+    local = samples_per_process(batch_size, world_size)
+    if micro_batch_size is None:
+        return local
+    if local % micro_batch_size:
+        raise UserError(
+            f"model.micro_batch_size {micro_batch_size} does not divide the {local} samples per process (model.batch_size "
+            f"{batch_size} / {world_size} processes): give one that does"
+        )
+    return micro_batch_size
 
 
 class StepSampler(Sampler[list[int]]):

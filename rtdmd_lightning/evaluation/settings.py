@@ -20,15 +20,16 @@ from rtdmd_lightning.utils.files import slug
 class Entry:
     """A model and how it is sampled.
 
-    backbone: the base model.
-    adapters: files or folders of adapters, applied in this order, each on top of those before it.
-    steps: the raw timesteps, or a number N for the schedule that the family's own pipeline uses for N steps.
-    guidance_scale: of CFG, or the model's guidance input; by default 1 (none) with adapters, and without them the base's own:
-        3.5 for FLUX.1-dev, 1 for other models.
-    eta: stochasticity of the CPS sampler; 0 is the Euler ODE step.
-    seed: entries of the same seed draw a prompt from the same noise.
-    published: `teacher` or `RTDMD` where the paper has figures of that kind for this base: on the published prompt sets they
-        stand below this entry's own, see `evaluation/facts/published.json`.
+    Args:
+        backbone: the base model.
+        adapters: files or folders of adapters, applied in this order, each on top of those before it.
+        steps: the raw timesteps, or a number N for the schedule that the family's own pipeline uses for N steps.
+        guidance_scale: of CFG, or the model's guidance input; by default 1 (none) with adapters, and without them the base's own:
+            3.5 for FLUX.1-dev, 1 for other models.
+        eta: stochasticity of the CPS sampler; 0 is the Euler ODE step.
+        seed: entries of the same seed draw a prompt from the same noise.
+        published: `teacher` or `RTDMD` where the paper has figures of that kind for this base: on the published prompt sets they
+            stand below this entry's own, see `evaluation/facts/published.json`.
     """
 
     backbone: Backbone
@@ -48,24 +49,28 @@ class Entry:
 class PromptSet:
     """Prompts and the rewards that score the images drawn for them.
 
-    prompts: where they are, see `rtdmd_lightning.data.prompts.load_prompts`.
-    rewards: what scores the images; their names must differ.
-    images_per_prompt: K images are those that a file with the N prompts K times over would have: the r-th image of prompt p has
-        the index p + r·N and its noise, and the first is the same whatever K is. Standard errors are over prompts.
+    Args:
+        prompts: where they are, see `rtdmd_lightning.data.prompts.load_prompts`.
+        rewards: what scores the images; their names must differ.
+        images_per_prompt: K images are those that a file with the N prompts K times over would have: the r-th image of prompt p
+            has the index p + r·N and its noise, and the first is the same whatever K is. Standard errors are over prompts.
+        verdict: the reward by which the picture side by side marks an image as right (its score is 1) or wrong (any other score).
     """
 
     prompts: str
     rewards: list[Reward]
     images_per_prompt: PositiveInt = 1  # type: ignore[valid-type]
+    verdict: str | None = None
 
 
 @dataclass(frozen=True)
 class Gallery:
     """What of the images the report and the pictures show: of every prompt that is shown, its first image.
 
-    prompts: at most so many of every set, spread evenly over it.
-    side: images that are larger, in pixels, are shown smaller (and as JPEG; smaller ones stay as they are).
-    side_by_side: prompts in the picture of every set, spread likewise.
+    Args:
+        prompts: at most so many of every set, spread evenly over it.
+        side: images that are larger, in pixels, are shown smaller (and as JPEG; smaller ones stay as they are).
+        side_by_side: prompts in the picture of every set, spread likewise.
     """
 
     prompts: NonNegativeInt = 200  # type: ignore[valid-type]
@@ -89,6 +94,10 @@ def check_settings(entries: dict[str, Entry], sets: dict[str, PromptSet], baseli
         rewards = [reward.name for reward in prompt_set.rewards]
         if not rewards or len(set(rewards)) != len(rewards):
             raise UserError(f"the rewards of the set {name!r} must be named and differ, not {rewards}")
+        require(
+            prompt_set.verdict in (None, *rewards),
+            f"the set {name!r}: verdict must be one of its rewards ({_quoted(rewards)}), not {prompt_set.verdict!r}",
+        )
     for name, entry in entries.items():
         require(
             entry.published in (None, *KINDS),

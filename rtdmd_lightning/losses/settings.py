@@ -14,11 +14,12 @@ from rtdmd_lightning.utils.randomness import keyed_generator
 class Consistency:
     """The consistency regulariser of the fake score (METHOD section 3.2).
 
-    weight: of `L_cons` in the fake-score loss; 0 switches it off, with its forward passes.
-    samples: 2 is the unbiased estimator from two independent transitions, 1 the mean squared error of one.
-    moves: chained transitions from t down to t'.
-    transition: `cps` with the sampler's eta (the paper's), or `posterior`, exact in the mean.
-    max_delta: the largest move, in timesteps of 1000.
+    Args:
+        weight: of `L_cons` in the fake-score loss; 0 switches it off, with its forward passes.
+        samples: 2 is the unbiased estimator from two independent transitions, 1 the mean squared error of one.
+        moves: chained transitions from t down to t'.
+        transition: `cps` with the sampler's eta (the paper's), or `posterior`, exact in the mean.
+        max_delta: the largest move, in timesteps of 1000.
     """
 
     weight: float = 0.01
@@ -52,13 +53,14 @@ class RenoiseSettings:
 class MatchingSettings:
     """AC-DMD's two losses (METHOD section 3).
 
-    guidance_scale: the teacher's range; one value is drawn per generator update, the same on all ranks.
-    sub_interval: renoise from the level where the rollout stopped; without it, from the clean prediction.
-    consistency: the fake score's regulariser.
-    fake_target: `ambient` (the paper's) or `rao_blackwell` (same conditional mean, smaller variance).
-    fake_weight: of the fake score's loss: `clamped` (the paper's), or `unit` (DMD2's).
-    renoise: how the levels that samples are renoised to are drawn.
-    normalizer: of the generator's gradient: `paper`, or `noise_free` (only the clean predictions enter).
+    Args:
+        guidance_scale: the teacher's range; one value is drawn per generator update, the same on all ranks.
+        sub_interval: renoise from the level where the rollout stopped; without it, from the clean prediction.
+        consistency: the fake score's regulariser.
+        fake_target: `ambient` (the paper's) or `rao_blackwell` (same conditional mean, smaller variance).
+        fake_weight: of the fake score's loss: `clamped` (the paper's), or `unit` (DMD2's).
+        renoise: how the levels that samples are renoised to are drawn.
+        normalizer: of the generator's gradient: `paper`, or `noise_free` (only the clean predictions enter).
     """
 
     guidance_scale: tuple[float, float]
@@ -99,20 +101,22 @@ class PolicySettings:
     log-probabilities and the update's come from the same kernels on the same batches. It is not where kernels differ between
     passes with and without gradient (compiled blocks: 3e-5 on an H100), or where `shuffle` makes other batches of the samples.
 
-    weight: of the policy loss; 0 trains by back-propagation through the last step alone, without these steps' passes.
-    trained_steps: how many of the stochastic steps are trained per epoch, chosen at random; all of them is plain GRPO.
-    steps: which ones may be chosen, by their numbers from 0; by default every stochastic one.
-    shared_noise: a stochastic step that is not chosen gives a whole prompt group the same noise.
-    clip_range: of the probability ratio. It is tuned to `cps_log_prob`'s scale.
-    advantage_clip: advantages beyond are cut.
-    global_std: divide a reward by its std over the epoch; without it, over the prompt group.
-    exact_log_prob: the Gaussian log density in place of METHOD's `-mean squared error` (the clip range then needs care).
-    kl_weight: pull of each trained step towards the stage-1 generator; 0 saves its passes.
-    old_log_prob: which log-probabilities the ratio is taken to. `rollout`: those of the rollout. `update`: those that the first
-        update on the rollouts computes itself, under the same weights, so that its ratio is 1 whatever the kernels; it costs
-        nothing. `auto`: `update` with compiled blocks, `rollout` without.
-    ratio_check: what happens when on the first generator update of a run, or after it was resumed, a ratio to the rollout's
-        log-probabilities is off 1 by more than the clip range: `stop` the run, `warn`, or nothing (`off`). With `update` it is 1.
+    Args:
+        weight: of the policy loss; 0 trains by back-propagation through the last step alone, without these steps' passes.
+        trained_steps: how many of the stochastic steps are trained per epoch, chosen at random; all of them is plain GRPO.
+        steps: which ones may be chosen, by their numbers from 0; by default every stochastic one.
+        shared_noise: a stochastic step that is not chosen gives a whole prompt group the same noise.
+        clip_range: of the probability ratio. It is tuned to `cps_log_prob`'s scale.
+        advantage_clip: advantages beyond are cut.
+        global_std: divide a reward by its std over the epoch; without it, over the prompt group.
+        exact_log_prob: the Gaussian log density in place of METHOD's `-mean squared error` (the clip range then needs care).
+        kl_weight: pull of each trained step towards the stage-1 generator; 0 saves its passes.
+        old_log_prob: which log-probabilities the ratio is taken to. `rollout`: those of the rollout. `update`: those that the
+            first update on the rollouts computes itself, under the same weights, so that its ratio is 1 whatever the kernels; it
+            costs nothing. `auto`: `update` with compiled blocks, `rollout` without.
+        ratio_check: what happens when on the first generator update of a run, or after it was resumed, a ratio to the rollout's
+            log-probabilities is off 1 by more than the clip range: `stop` the run, `warn`, or nothing (`off`). With `update` it
+            is 1.
     """
 
     weight: float = 1.0
@@ -160,10 +164,11 @@ class PolicySettings:
 class FinalStepSettings:
     """The last, deterministic step, through which gradients pass (METHOD section 4, item 5).
 
-    matching_weight: of AC-DMD's generator loss; 0 saves the teacher's passes and the fake score's training with them.
-    reward_weight: of `relu(reward_ceiling - Σ_i w_i·r_i)` over the differentiable rewards; 0 saves its decoding.
-    reward_ceiling: samples whose weighted rewards exceed it get no gradient.
-    decode_chunk: images decoded and scored with gradient at once; each chunk is recomputed in the backward pass.
+    Args:
+        matching_weight: of AC-DMD's generator loss; 0 saves the teacher's passes and the fake score's training with them.
+        reward_weight: of `relu(reward_ceiling - Σ_i w_i·r_i)` over the differentiable rewards; 0 saves its decoding.
+        reward_ceiling: samples whose weighted rewards exceed it get no gradient.
+        decode_chunk: images decoded and scored with gradient at once; each chunk is recomputed in the backward pass.
     """
 
     matching_weight: float = 1e-3

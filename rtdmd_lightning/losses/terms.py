@@ -1,6 +1,6 @@
 """What a loss is made of."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,19 @@ class Term:
 
 Terms = dict[str, Term]
 """By the name that it is logged under."""
+
+
+def detached(terms: Terms) -> Terms:
+    """The same numbers without gradient."""
+    return {name: Term(term.value.detach(), term.weight) for name, term in terms.items()}
+
+
+def mean(parts: Sequence[Terms]) -> Terms:
+    """The terms of several micro-batches of equally many samples as those of all of them."""
+    return {
+        name: Term(torch.stack([part[name].value for part in parts]).mean(), term.weight)
+        for name, term in parts[0].items()
+    }
 
 
 def total(terms: Mapping[str, Term]) -> Tensor:

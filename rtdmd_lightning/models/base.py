@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
@@ -50,6 +51,12 @@ class Backbone(ABC):
     quantization: Quantization = "none"
     """What the frozen weights of the transformers' blocks are kept in."""
 
+    offloaded: tuple[str, ...] = ()
+    """Of `text_encoders` and `vae` those that lie in CPU memory while they are not used."""
+
+    encoded_at_once: int | None = None
+    """How many prompts the text encoders see in one pass; None: all that they are given."""
+
     reads_weights: bool = True
     """Whether `load` and `load_generator_base` read the transformers' weights; otherwise these are `without_weights`, and wait
     for another process's (`broadcast.py`)."""
@@ -72,7 +79,11 @@ class Backbone(ABC):
 
     @abstractmethod
     def to(self, device: torch.device) -> None:
-        """Move autoencoder and text encoders."""
+        """Move autoencoder and text encoders; of those that are `offloaded` it is where they will work."""
+
+    @abstractmethod
+    def at_work(self, part: str) -> AbstractContextManager[None]:
+        """`text_encoders` or `vae` on the device in the body; it matters where the part is `offloaded`."""
 
     @abstractmethod
     def encode_prompts(self, prompts: list[str]) -> Conditioning:

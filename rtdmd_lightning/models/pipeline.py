@@ -1,6 +1,7 @@
 """What all families have in common: a diffusers pipeline in parts."""
 
 from abc import abstractmethod
+from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +14,7 @@ from rtdmd_lightning.models.base import DTYPES, Backbone
 from rtdmd_lightning.models.broadcast import without_weights
 from rtdmd_lightning.models.folder import fetch
 from rtdmd_lightning.models.identity import identity
+from rtdmd_lightning.models.placement import TEXT_ENCODERS, VAE, Placement
 from rtdmd_lightning.models.quantization import Quantization, check_installed
 from rtdmd_lightning.models.source import Pretrained, Source
 from rtdmd_lightning.sampling.structures import Conditioning
@@ -27,19 +29,19 @@ class PipelineBackbone(Backbone):
     Args:
         pretrained: a diffusers folder or a hub id.
         resolution: height and width of the images, in pixels.
-        max_sequence_length: how many tokens of text a prompt has, padding included: at most the family's `longest_text`. No
-            family masks its padding in the transformer, so the number is part of the conditioning (METHOD section 0.1).
+        max_sequence_length: tokens of a prompt, padding included, at most the family's `longest_text`. No family masks its
+            padding in the transformer, so the number is part of the conditioning (METHOD section 0.1).
         dtype: of the frozen weights. Adapters have a dtype of their own.
-        quantization: what the linear layers of the transformer's blocks are kept in; they compute in `dtype` or autocast's all
-            the same. nf4 needs bitsandbytes. Text encoders are not quantised: an embedding cache leaves them out altogether.
+        quantization: what the linear layers of the transformer's blocks are kept in; they compute in `dtype`. Text encoders are
+            not quantised: an embedding cache leaves them out altogether.
         vae_dtype: of the autoencoder, which rewards are back-propagated through. Images are float32 whatever it is.
         gradient_checkpointing: recompute the blocks' activations in the backward pass.
+        vae_gradient_checkpointing: the same for the autoencoder, where rewards are back-propagated through it.
         channels_last_vae: keep the autoencoder's weights in the memory format that convolutions of some GPUs are faster in.
         embedding_cache: a folder where prompts' embeddings are kept on disk. Text encoders are then loaded only when a prompt
             is not there; `python -m rtdmd_lightning.embed` fills it ahead of time.
         text_encoders: false never loads them; a prompt that the cache lacks is an error.
-        embeddings_on_device: MiB of prompts' embeddings that stay in an accelerator's memory (a prompt of SD3 or FLUX takes 2 to
-            13); those used last stay. The others are copied from the CPU's when they are used again.
+        embeddings_on_device: MiB of the embeddings used last that stay in a GPU's memory; SD3 and FLUX take 2 to 13 each.
     """
 
     encoders: ClassVar[tuple[str, ...]]
@@ -59,16 +61,17 @@ class PipelineBackbone(Backbone):
         dtype: Literal["float32", "bfloat16"] = "bfloat16",
         vae_dtype: Literal["float32", "bfloat16"] = "float32",
         gradient_checkpointing: bool = False,
+        vae_gradient_checkpointing: bool = False,
         channels_last_vae: bool = False,
         embedding_cache: str | None = None,
         text_encoders: bool = True,
         embeddings_on_device: int = 256,
         quantization: Quantization = "none",
     ) -> None:
-        if embedding_cache is None and not text_encoders:
-            raise UserError(
-                "a backbone with text_encoders=false needs an embedding_cache, which has the prompts' embeddings"
-            )
+        require(
+            text_encoders or embedding_cache is not None,
+            "a backbone with text_encoders=false needs an embedding_cache, which has the prompts' embeddings",
+        )
         require(
             1 <= max_sequence_length <= self.longest_text,
             f"the backbone's max_sequence_length must lie between 1 and {self.longest_text}, not {max_sequence_length}",
@@ -77,20 +80,17 @@ class PipelineBackbone(Backbone):
             embeddings_on_device >= 0,
             f"the backbone's embeddings_on_device must be at least 0, not {embeddings_on_device}",
         )
-        self.pretrained = pretrained
-        self.resolution = resolution
-        self.max_sequence_length = max_sequence_length
+        self.pretrained, self.resolution = pretrained, resolution
+        self.max_sequence_length, self.quantization = max_sequence_length, quantization
         self.dtype, self.vae_dtype = DTYPES[dtype], DTYPES[vae_dtype]
         self.gradient_checkpointing = gradient_checkpointing
-        self.channels_last_vae = channels_last_vae
-        self.embedding_cache = embedding_cache
-        self.text_encoders = text_encoders
+        self.vae_gradient_checkpointing, self.channels_last_vae = vae_gradient_checkpointing, channels_last_vae
+        self.embedding_cache, self.text_encoders = embedding_cache, text_encoders
         self.embeddings_on_device = embeddings_on_device
-        self.quantization = quantization
         self.source: Source = Pretrained()
         self.pipeline: Any = None
         self._text_pipeline: Any = None  # the one whose text encoders are loaded
-        self._device = torch.device("cpu")
+        self._placement = Placement()
 
     def check(self) -> None:
         check_installed(self.quantization)
@@ -109,12 +109,16 @@ class PipelineBackbone(Backbone):
             self._text_pipeline = self.pipeline
         if self.channels_last_vae:
             self.pipeline.vae.to(memory_format=torch.channels_last)
+        if self.vae_gradient_checkpointing:
+            self.pipeline.vae.enable_gradient_checkpointing(_recompute)
         return self._frozen(self.pipeline.transformer)
 
     def to(self, device: torch.device) -> None:
-        self._device = device
-        for part in self._frozen_parts():
-            part.to(device)
+        for part in (TEXT_ENCODERS, VAE):
+            self._move(part, device)
+
+    def at_work(self, part: str) -> AbstractContextManager[None]:
+        return self._placement.at_work(part)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
@@ -123,9 +127,11 @@ class PipelineBackbone(Backbone):
         if self._text_pipeline is None:
             self._check_folder()
             self._text_pipeline = self._open(transformer=self._outline(), vae=None, scheduler=None)
-            self.to(self._device)
-        with torch.autocast(self._device.type, enabled=False):
-            return self.encode_with(self._text_pipeline, prompts)
+            self._move(TEXT_ENCODERS, self._placement.device)
+        size = self.encoded_at_once or len(prompts)
+        parts = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+        with self.at_work(TEXT_ENCODERS), torch.autocast(self._placement.device.type, enabled=False):
+            return Conditioning.cat([self.encode_with(self._text_pipeline, part) for part in parts])
 
     @abstractmethod
     def encode_with(self, pipeline: Any, prompts: list[str]) -> Conditioning:
@@ -156,7 +162,7 @@ class PipelineBackbone(Backbone):
         return {f"base's {part}": self.source.digest(self.pretrained, part) for part in ("transformer", "vae")}
 
     def decode(self, latents: Tensor) -> Tensor:
-        with torch.autocast(latents.device.type, enabled=False):
+        with self.at_work(VAE), torch.autocast(latents.device.type, enabled=False):
             scaled = self.to_vae_latents(latents.float()).to(self.vae_dtype)
             return self.loaded.vae.decode(scaled, return_dict=False)[0].float() / 2 + 0.5
 
@@ -210,15 +216,10 @@ class PipelineBackbone(Backbone):
             transformer.enable_gradient_checkpointing(_recompute)  # type: ignore[operator]
         return transformer
 
-    def _frozen_parts(self) -> list[nn.Module]:
-        parts = [
-            part
-            for pipeline in (self.pipeline, self._text_pipeline)
-            if pipeline is not None
-            for name, part in pipeline.components.items()
-            if name in ("vae", *self.encoders)
-        ]
-        return [part for part in parts if isinstance(part, nn.Module)]
+    def _move(self, part: str, device: torch.device) -> None:
+        """What is loaded of it."""
+        pipeline, names = (self.pipeline, (VAE,)) if part == VAE else (self._text_pipeline, self.encoders)
+        self._placement.move(part, pipeline, names, device, offloaded=part in self.offloaded)
 
     def _open(self, **given: Any) -> Any:
         """The pipeline, frozen; parts that are given, or that the options leave out, are not read."""
@@ -231,8 +232,7 @@ class PipelineBackbone(Backbone):
         return pipeline
 
     def _used_encoders(self) -> list[str]:
-        unused = self.unused_encoders()
-        return [part for part in self.encoders if part not in unused]
+        return [part for part in self.encoders if part not in self.unused_encoders()]
 
     def _check_folder(self) -> None:
         self.source.check(self.pretrained, ["transformer", "vae", "scheduler", *self._used_encoders()])

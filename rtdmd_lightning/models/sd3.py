@@ -7,6 +7,7 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from diffusers.models.attention import JointTransformerBlock
 from torch import Tensor, nn
 
+from rtdmd_lightning.models.normalization import fuse_rms_norms
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.objectives import shift_sigmas
 from rtdmd_lightning.sampling.structures import Conditioning
@@ -50,6 +51,10 @@ class SD3Backbone(PipelineBackbone):
             raise UserError(
                 f"{self.pretrained}: its scheduler has use_dynamic_shifting, which the SD3 family does not use"
             )
+
+    def _frozen(self, transformer: nn.Module) -> nn.Module:
+        fuse_rms_norms(transformer)
+        return super()._frozen(transformer)
 
     def unused_encoders(self) -> tuple[str, ...]:
         return () if self.use_t5 else T5_PARTS

@@ -8,6 +8,7 @@ from torch import nn
 from rtdmd_lightning.models.folder import check_folder, read_config
 from rtdmd_lightning.models.identity import weights_digest
 from rtdmd_lightning.utils.errors import UserError, first_line
+from rtdmd_lightning.utils.quiet import without_loading_bars
 
 
 class Source(Protocol):
@@ -48,12 +49,14 @@ class Pretrained:
         self, pipeline_class: Any, pretrained: str, dtypes: dict[str, torch.dtype], given: dict[str, Any]
     ) -> Any:
         try:
-            return pipeline_class.from_pretrained(pretrained, dtype=dtypes, **given)
+            with without_loading_bars():
+                return pipeline_class.from_pretrained(pretrained, dtype=dtypes, **given)
         except OSError as error:
             raise UserError(f"cannot load the base model {pretrained!r}: {first_line(error)}") from error
 
     def transformer(self, transformer_class: Any, pretrained: str, dtype: torch.dtype) -> nn.Module:
         try:
-            return transformer_class.from_pretrained(pretrained, subfolder="transformer", dtype=dtype)
+            with without_loading_bars():
+                return transformer_class.from_pretrained(pretrained, subfolder="transformer", dtype=dtype)
         except OSError as error:
             raise UserError(f"cannot load the transformer of {pretrained!r}: {first_line(error)}") from error

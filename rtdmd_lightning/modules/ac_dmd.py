@@ -16,10 +16,13 @@ Forward passes, in samples of the transformer (B = batch_size, K = sampler steps
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.losses import (
@@ -28,10 +31,11 @@ from rtdmd_lightning.losses import (
     MatchingLoss,
     MatchingSettings,
     RenoiseSettings,
-    Terms,
-    total,
 )
+from rtdmd_lightning.losses.terms import Terms, detached, mean, total
 from rtdmd_lightning.models.base import DTYPES, Backbone
+from rtdmd_lightning.modules.cycle import Samples, Update, draw_in_turn, draw_shared, split
+from rtdmd_lightning.modules.memory import MemorySettings, Offload
 from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings
 from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.objectives import renoise_level
@@ -43,14 +47,6 @@ from rtdmd_lightning.sampling.structures import Conditioning, ExecutedStep, Traj
 from rtdmd_lightning.utils.errors import UserError, require
 from rtdmd_lightning.utils.processes import synchronize
 from rtdmd_lightning.utils.randomness import SampleRandom, keyed_generator
-
-
-@dataclass(frozen=True)
-class Update:
-    """Which batch of a cycle's samples an update uses, and after how many executed steps (1 to K) its rollout stops."""
-
-    batch: int
-    stop: int
 
 
 class ACDMDModule(FewStepModule):
@@ -77,6 +73,9 @@ class ACDMDModule(FewStepModule):
             knows, of `lora`'s rank and alpha.
         generator_optimizer, fake_optimizer: one AdamW each.
         ema: how the generator's average follows it; by default one move per fake-score update (METHOD section 3.4).
+        micro_batch_size: samples of one forward pass on one process, null: all that it has of a batch. Gradients add up: the
+            update is the same, its activations are smaller.
+        offload: which of text_encoders, vae and rewards lie in CPU memory between the phases that use them; null: none.
         seed: of all noise and of every random choice (linked from `seed_everything`).
         compile: `blocks` compiles the transformer's blocks (the first steps take minutes); null compiles nothing.
     """
@@ -102,13 +101,16 @@ class ACDMDModule(FewStepModule):
         generator_optimizer: OptimizerSettings = OptimizerSettings(),
         fake_optimizer: OptimizerSettings = OptimizerSettings(),
         ema: EMASettings = EMASettings(),
+        micro_batch_size: int | None = None,
+        offload: list[Offload] | None = None,
         seed: int = 0,
         compile: Compile | None = None,
     ) -> None:
         optimizers = {GENERATOR: generator_optimizer, FAKE_SCORE: fake_optimizer}
+        memory = MemorySettings(micro_batch_size, tuple(offload or ()))
         super().__init__(
-            backbone, batch_size, optimizers, sampler, lora, initial_adapter, ema, fake_update_ratio, seed, compile
-        )
+            backbone, batch_size, memory, optimizers, sampler, lora, initial_adapter, ema, fake_update_ratio, seed, compile
+        )  # fmt: skip
         require(fake_update_ratio >= 1, f"model.fake_update_ratio must be at least 1, not {fake_update_ratio}")
         self.fake_update_ratio, self.random_stop, self.reuse_rollouts = fake_update_ratio, random_stop, reuse_rollouts
         self.trajectory_dtype = DTYPES[trajectory_dtype]
@@ -139,41 +141,73 @@ class ACDMDModule(FewStepModule):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         cycle = self.global_step
         fake_updates, generator_update = self.draw_updates(cycle)
-        random, conditioning = self.random_of(batch), self.embed(batch.prompts, self.device)
-        local = len(batch.prompts) // self.batches_per_step
-        rows = [slice(start, start + local) for start in range(0, len(batch.prompts), local)]
-
-        shared: Trajectory | None = None
-        if self.shares_trajectories:
-            with self.timed("rollout"):
-                shared = self.roll_out_to(self.sampler.steps, conditioning, random)
-                synchronize(self.device)
+        samples = self.samples_of(batch)
+        count = len(samples) // self.batches_per_step
+        batches = [samples[start : start + count] for start in range(0, len(samples), count)]
 
         with self.timed("fake_updates"):
             for number, update in enumerate(fake_updates):
-                own = rows[update.batch]
-                trajectory = shared[own] if shared else self.roll_out_to(update.stop, conditioning[own], random[own])
-                reached = trajectory.step(update.stop - 1)
-                terms = self.fake_score_loss(reached, conditioning[own], random[own], f"fake update {number}")
-                self.update_on(FAKE_SCORE, terms, update.stop)
+                of_part = partial(self.fake_terms, update.stop, number)
+                self.update_on(FAKE_SCORE, [partial(of_part, part) for part in batches[update.batch]], update.stop)
         self.move_average(self.ema_moves - 1)
 
         with self.timed("generator_update"):
-            own, stop = rows[generator_update.batch], generator_update.stop
-            noise = random[own] if shared else random[own].for_use("generator")
-            before = shared[own] if shared else self.roll_out_to(stop - 1, conditioning[own], noise)
-            reached = self.last_step(before, stop, conditioning[own], noise)
-            guidance_scale = self.matching.draw_guidance(self.seed, cycle)
-            terms = self.matching_loss(reached, conditioning[own], noise, guidance_scale)
-            self.update_on(GENERATOR, terms, stop)
+            stop = generator_update.stop
+            of_part = partial(self.generator_terms, stop, self.matching.draw_guidance(self.seed, cycle))
+            self.update_on(GENERATOR, [partial(of_part, part) for part in batches[generator_update.batch]], stop)
         self.move_average(1)
 
-    def update_on(self, role: str, terms: Terms, stop: int) -> None:
-        """One optimizer step. Losses and gradients differ by orders of magnitude between segments: each has its own curves."""
-        loss = total(terms)
-        norm = self.optimize.update(role, loss)
-        self.log_terms(role, terms, f"segment_{stop}")
-        self.log_dict({f"{role}/loss_segment_{stop}": loss.detach(), f"{role}/grad_norm_segment_{stop}": norm})
+    def samples_of(self, batch: PromptBatch) -> list[Samples]:
+        """Those of a cycle, by micro-batch, with their trajectories where these are shared.
+
+        Without micro-batches all are rolled out in one pass and stay on the device; with them they wait on the CPU.
+        """
+        at_once = self.micro_batch_size or len(batch.prompts)
+        place = self.device if self.micro_batch_size is None else torch.device("cpu")
+        samples = Samples(self.embed(batch.prompts, place), self.random_of(batch)).split(at_once)
+        if self.shares_trajectories:
+            with self.timed("rollout"):
+                samples = [self.with_trajectory(part, place) for part in samples]
+                synchronize(self.device)
+        return split(samples, self.micro_batch_size or at_once // self.batches_per_step)
+
+    def with_trajectory(self, samples: Samples, place: torch.device) -> Samples:
+        """Rolled out to the end; the trajectory then lies at that place."""
+        trajectory = self.roll_out_to(self.sampler.steps, samples.conditioning.to(self.device), samples.random)
+        return replace(samples, trajectory=trajectory.to(place))
+
+    def fake_terms(self, stop: int, number: int, samples: Samples) -> Terms:
+        """Of fake-score update `number` of a cycle, at the boundary that `stop` steps reach."""
+        conditioning, random = samples.conditioning.to(self.device), samples.random
+        trajectory = samples.trajectory or self.roll_out_to(stop, conditioning, random)
+        reached = trajectory.step(stop - 1).to(self.device)
+        return self.fake_score_loss(reached, conditioning, random, f"fake update {number}")
+
+    def generator_terms(self, stop: int, guidance_scale: float, samples: Samples) -> Terms:
+        """Of the generator update: the last of `stop` steps with gradient, then the pull towards the teacher."""
+        conditioning, random = samples.conditioning.to(self.device), samples.random
+        if samples.trajectory is None:
+            random = random.for_use("generator")
+        before = samples.trajectory or self.roll_out_to(stop - 1, conditioning, random)
+        reached = self.last_step(before, stop, conditioning, random)
+        return self.matching_loss(reached, conditioning, random, guidance_scale)
+
+    def update_on(self, role: str, terms_of: Sequence[Callable[[], Terms]], stop: int) -> None:
+        """One optimizer step on the mean over micro-batches.
+
+        Losses and gradients differ by orders of magnitude between segments: each has its own curves.
+        """
+        seen: list[Terms] = []
+
+        def loss_of(part: Callable[[], Terms]) -> Tensor:
+            terms = part()
+            seen.append(detached(terms))
+            return total(terms)
+
+        loss = self.optimize.accumulate(role, [partial(loss_of, part) for part in terms_of], 1 / len(terms_of))
+        norm = self.optimize.step(role)
+        self.log_terms(role, mean(seen), f"segment_{stop}")
+        self.log_dict({f"{role}/loss_segment_{stop}": loss, f"{role}/grad_norm_segment_{stop}": norm})
 
     def roll_out_to(self, steps: int, conditioning: Conditioning, random: SampleRandom) -> Trajectory:
         """The generator's first steps, without gradient."""
@@ -184,7 +218,7 @@ class ACDMDModule(FewStepModule):
     ) -> ExecutedStep:
         """The last executed step of a rollout once more, now with gradient."""
         number, sigma, sigma_next = stop - 1, self.sampler.sigmas[stop - 1], self.sampler.sigmas[stop]
-        state = trajectory.states[number]
+        state = trajectory.states[number].to(self.device)
         velocity = self.roles.velocity(GENERATOR, state, sigma, conditioning)
         noise = random.normal(f"step {number}", state.shape[1:])
         reached = self.sampler.step(state, velocity, sigma=sigma, sigma_next=sigma_next, noise=noise)
@@ -205,18 +239,9 @@ class ACDMDModule(FewStepModule):
         return self.fake_update_ratio
 
     def draw_updates(self, cycle: int) -> tuple[list[Update], Update]:
-        """The fake-score updates of a cycle and its generator update: a function of (seed, cycle), so the same on all ranks."""
+        """The fake-score updates of a cycle and its generator update; see `cycle.py`."""
         generator = keyed_generator(self.seed, cycle, "plan")
         stops, batches, ratio = len(self.sampler_settings.steps), self.batches_per_step, self.fake_update_ratio
-
-        def draw(bound: int) -> int:
-            return int(torch.randint(bound, (), generator=generator))
-
         if self.shares_trajectories:
-            order = torch.randperm(batches * stops, generator=generator).tolist()[:ratio]
-            fake_updates = [Update(index // stops, index % stops + 1) for index in order]
-            return fake_updates, Update(draw(batches), draw(stops) + 1)
-        # As the authors have it, the generator's update takes the prompts of the last one before it, with noise of its own.
-        in_turn = [*range(batches), batches - 1]
-        updates = [Update(batch, draw(stops) + 1 if self.random_stop else stops) for batch in in_turn]
-        return updates[:ratio], updates[ratio]
+            return draw_shared(generator, stops, batches, ratio)
+        return draw_in_turn(generator, stops, batches, ratio, random_stop=self.random_stop)

@@ -22,6 +22,7 @@ from rtdmd_lightning.losses import PolicySettings, Term, Terms, total
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.modules.cold_start import FROM_BASE, check_groups, cold_start_files
 from rtdmd_lightning.modules.explorer import Explorer
+from rtdmd_lightning.modules.memory import MemorySettings, Offload
 from rtdmd_lightning.modules.notes import Notes
 from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings
 from rtdmd_lightning.modules.training import FewStepModule
@@ -56,6 +57,9 @@ class DiffusionNFTModule(FewStepModule):
         initial_adapter: what the fresh adapter starts from, of `lora`'s rank and alpha.
         generator_optimizer: AdamW.
         ema: how the generator's average follows it; by default one move per epoch.
+        micro_batch_size: samples of one forward pass on one process, null: all that it has of a batch. Gradients add up: the
+            update is the same, its activations are smaller.
+        offload: which of text_encoders, vae and rewards lie in CPU memory between the phases that use them; null: none.
         seed: of all noise and of every random choice (linked from `seed_everything`).
         compile: `blocks` compiles the transformer's blocks (the first steps take minutes); null compiles nothing.
     """
@@ -78,6 +82,8 @@ class DiffusionNFTModule(FewStepModule):
         initial_adapter: str | None = None,
         generator_optimizer: OptimizerSettings = OptimizerSettings(),
         ema: EMASettings = EMASettings(),
+        micro_batch_size: int | None = None,
+        offload: list[Offload] | None = None,
         seed: int = 0,
         compile: Compile | None = None,
     ) -> None:
@@ -86,7 +92,10 @@ class DiffusionNFTModule(FewStepModule):
         require(0 <= old_decay_max < 1, f"model.old_decay_max must lie in [0, 1), not {old_decay_max}")
         require(old_decay_rate >= 0, f"model.old_decay_rate must be at least 0, not {old_decay_rate}")
         optimizers = {GENERATOR: generator_optimizer}
-        super().__init__(backbone, batch_size, optimizers, sampler, lora, initial_adapter, ema, 1, seed, compile)
+        memory = MemorySettings(micro_batch_size, tuple(offload or ()))
+        super().__init__(
+            backbone, batch_size, memory, optimizers, sampler, lora, initial_adapter, ema, 1, seed, compile
+        )
         self.rewards, self.cold_start = rewards, cold_start
         self.images_per_prompt, self.micro_batches, self.beta = images_per_prompt, micro_batches, beta
         self.old_decay_rate, self.old_decay_max = old_decay_rate, old_decay_max
@@ -109,7 +118,7 @@ class DiffusionNFTModule(FewStepModule):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        self.rewards.to(self.device)
+        self.explore.load_rewards()
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         rollouts, rewards = self.explore(batch, self.global_step, chosen=())

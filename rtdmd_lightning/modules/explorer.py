@@ -1,16 +1,18 @@
 """Rollouts of the generator with their rewards and advantages: what a reinforcement epoch learns from (METHOD section 4)."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from rtdmd_lightning.data.rollout import Rollout, collect, shared_noise, with_advantages
-from rtdmd_lightning.data.scoring import Scorer, Scores, Scoring
+from rtdmd_lightning.data.scoring import Scorer, Scores, Scoring, ScoringLater
 from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.losses import PolicySettings
+from rtdmd_lightning.models.placement import TEXT_ENCODERS, VAE
+from rtdmd_lightning.modules.memory import REWARDS
 from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.rewards.mixture import RewardMixture
 from rtdmd_lightning.roles.drawing import decode
@@ -56,8 +58,16 @@ class Explorer:
         with self.scoring() as scoring:
             return self.with_advantages(self.roll_out(batch, epoch, chosen, scoring), scoring)
 
+    def load_rewards(self) -> None:
+        """Their weights come to the device, or to where offloaded ones wait."""
+        if REWARDS in self.module.memory.offload:
+            self.rewards.offload()
+        self.rewards.to(self.module.device)
+
     def scoring(self) -> AbstractContextManager[Scoring]:
         """For `roll_out` and `with_advantages`, both in its body."""
+        if REWARDS in self.module.memory.offload:
+            return nullcontext(ScoringLater(self.rewards.score_all, self.module.device))
         return self._scorer.open()
 
     @cached_property
@@ -66,9 +76,10 @@ class Explorer:
 
     def roll_out(self, batch: PromptBatch, epoch: int, chosen: Sequence[int], scoring: Scoring) -> list[Rollout]:
         """As `__call__`, their advantages still zeros, some of the images still to be scored."""
-        local = len(batch.prompts) // self.module.batches_per_step
-        batches = [batch[start : start + local] for start in range(0, len(batch.prompts), local)]
-        with self.module.timed("rollout"):
+        batches = batch.split(self.module.micro_batch_size or len(batch.prompts) // self.module.batches_per_step)
+        if TEXT_ENCODERS in self.module.memory.offload:
+            self.module.embed.prepare(batch.prompts)  # before the first rollout, or they would come for every batch
+        with self.module.timed("rollout"), self.module.backbone.at_work(VAE):
             return collect(batches, partial(self.sample, epoch=epoch, chosen=chosen), scoring)
 
     def with_advantages(self, rollouts: Sequence[Rollout], scoring: Scoring) -> tuple[list[Rollout], Scores]:

@@ -17,6 +17,7 @@ from rtdmd_lightning.losses.settings import OldLogProb, RatioCheck
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.modules.cold_start import FROM_BASE, check_groups, cold_start_files
 from rtdmd_lightning.modules.explorer import Explorer
+from rtdmd_lightning.modules.memory import MemorySettings, Offload
 from rtdmd_lightning.modules.notes import Notes
 from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings
 from rtdmd_lightning.modules.ratio import FirstRatio
@@ -52,6 +53,9 @@ class FlowGRPOModule(FewStepModule):
         initial_adapter: what the fresh adapter starts from, of `lora`'s rank and alpha.
         generator_optimizer: AdamW.
         ema: how the generator's average follows it; by default one move per epoch.
+        micro_batch_size: samples of one forward pass on one process, null: all that it has of a batch. Gradients add up: the
+            update is the same, its activations are smaller.
+        offload: which of text_encoders, vae and rewards lie in CPU memory between the phases that use them; null: none.
         seed: of all noise and of every random choice (linked from `seed_everything`).
         compile: `blocks` compiles the transformer's blocks (the first steps take minutes); null compiles nothing.
     """
@@ -77,6 +81,8 @@ class FlowGRPOModule(FewStepModule):
         initial_adapter: str | None = None,
         generator_optimizer: OptimizerSettings = OptimizerSettings(),
         ema: EMASettings = EMASettings(),
+        micro_batch_size: int | None = None,
+        offload: list[Offload] | None = None,
         seed: int = 0,
         compile: Compile | None = None,
     ) -> None:
@@ -84,8 +90,20 @@ class FlowGRPOModule(FewStepModule):
         require(inner_updates >= 1, f"model.inner_updates must be at least 1, not {inner_updates}")
         require(sampler.eta > 0, "with model.sampler.eta 0 no step is stochastic, and Flow-GRPO has nothing to train")
         optimizers = {GENERATOR: generator_optimizer}
+        memory = MemorySettings(micro_batch_size, tuple(offload or ()))
         super().__init__(
-            backbone, batch_size, optimizers, sampler, lora, initial_adapter, ema, 1, seed, compile, sampler_name
+            backbone,
+            batch_size,
+            memory,
+            optimizers,
+            sampler,
+            lora,
+            initial_adapter,
+            ema,
+            1,
+            seed,
+            compile,
+            sampler_name,
         )
         self.rewards, self.cold_start = rewards, cold_start
         self.images_per_prompt, self.micro_batches, self.inner_updates = images_per_prompt, micro_batches, inner_updates
@@ -117,7 +135,7 @@ class FlowGRPOModule(FewStepModule):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        self.rewards.to(self.device)
+        self.explore.load_rewards()
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         rollouts, rewards = self.explore(batch, self.global_step, self.trained_steps)

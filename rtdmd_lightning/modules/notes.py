@@ -13,6 +13,11 @@ RATIO_DEVIATION = "policy/ratio_deviation"
 """How far a probability ratio is from 1, the largest."""
 
 
+def on_host(number: float) -> Tensor:
+    """What a number is logged as: Lightning would copy the number to the device, which waits for all that is under way there."""
+    return torch.tensor(float(number))
+
+
 class Notes:
     """What was noted since the last `summary`. All processes note the same names, though not equally many samples."""
 

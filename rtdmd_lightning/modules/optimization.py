@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class OptimizerSettings:
     """AdamW's numbers, and the gradient norm that is clipped to.
 
-    decay_steps: over the run's last so many generator updates the learning rate falls linearly to zero; 0 keeps it constant.
+    Args:
+        decay_steps: over the run's last so many generator updates the learning rate falls linearly to zero; 0 keeps it constant.
     """
 
     learning_rate: float = 3e-5
@@ -55,11 +56,12 @@ class OptimizerSettings:
 class EMASettings:
     """The generator's average, `ema <- decay·ema + (1 - decay)·generator` (METHOD sections 3.4 and 4, item 6).
 
-    decay: of one move.
-    moves: how many moves a training step offers: all but the last before the generator's update, the last one after it. By
-        default as the authors count: one per fake-score update in stage 1, one per micro-batch in stage 2.
-    every: the average moves only while the number of generator updates done, plus one, is a multiple of this.
-    warm_up: after n generator updates the decay is at most `(1 + n)/(10 + n)`.
+    Args:
+        decay: of one move.
+        moves: how many moves a training step offers: all but the last before the generator's update, the last one after it. By
+            default as the authors count: one per fake-score update in stage 1, one per micro-batch in stage 2.
+        every: the average moves only while the number of generator updates done, plus one, is a multiple of this.
+        warm_up: after n generator updates the decay is at most `(1 + n)/(10 + n)`.
     """
 
     decay: float = 0.99
@@ -106,11 +108,6 @@ class RoleOptimizers:
             )
             for role, settings in self.settings.items()
         ]
-
-    def update(self, role: str, loss: Tensor) -> Tensor:
-        """Back-propagate, clip and step one role's optimizer; returns the gradient norm before clipping."""
-        self.backward(role, loss)
-        return self.step(role)
 
     def backward(self, role: str, loss: Tensor) -> None:
         """Back-propagate in the role that made the loss, see `Roles.role`.

@@ -1,6 +1,6 @@
 """What a checkpoint belongs to, so that no run goes on from another one's."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 from rtdmd_lightning.roles.lora import LoraSettings
@@ -34,3 +34,11 @@ def check_origin(checkpoint: Path, found: Origin | None, wanted: Origin) -> None
                 f"{wanted.get(name, 'none')}; resume it with the options that it was saved with (stage 2 takes stage 1's result "
                 "as --model.cold_start)"
             )
+
+
+def check_keys(found: Set[str], wanted: Set[str]) -> None:
+    """Raises UserError for a checkpoint whose adapters' keys are not those of the run."""
+    if differing := wanted ^ found:
+        raise UserError(
+            f"the checkpoint does not fit this model: {len(differing)} of {len(wanted)} keys differ, e.g. {min(differing)!r}"
+        )

@@ -10,7 +10,7 @@ from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from torch.distributed import is_torchelastic_launched
 
-from rtdmd_lightning.data.stream import samples_per_process
+from rtdmd_lightning.data.stream import samples_per_pass
 from rtdmd_lightning.modules.origin import ORIGIN_KEY, check_origin
 from rtdmd_lightning.modules.strategies import FSDP2
 from rtdmd_lightning.modules.training import SHARDED_KEY, FewStepModule
@@ -32,7 +32,7 @@ def check_start(
     require(ckpt_path != "", "--ckpt_path wants a checkpoint, or 'last'; leave it out to begin")
     check_processes(trainer.world_size)
     check_trainer(trainer, precision)
-    samples_per_process(module.batch_size, trainer.world_size)
+    samples_per_pass(module.batch_size, trainer.world_size, module.micro_batch_size)
     check_quantization(trainer, module)
     module.check()
     folder = run_folder(trainer)
@@ -51,7 +51,7 @@ def check_trainer(trainer: Trainer, precision: str | int | None) -> None:
     require(
         precision in PRECISIONS and trainer.precision in PRECISIONS,
         f"trainer.precision {precision or trainer.precision} is not supported: adapters stay in float32, and two optimizers "
-        "share no gradient scaler; give bf16-mixed (or 32-true), and the frozen base's dtype as model.backbone.dtype",
+        "share no gradient scaler; give 32-true or bf16-mixed, and the frozen base's dtype as model.backbone.dtype",
     )
     require(
         trainer.limit_train_batches != 0 and trainer.max_steps != 0,

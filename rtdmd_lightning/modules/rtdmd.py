@@ -25,30 +25,29 @@ from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.losses import (
     Consistency,
     FakeScoreLoss,
+    FinalStepLoss,
     FinalStepSettings,
-    MatchingLoss,
     MatchingSettings,
     PolicyLoss,
     PolicySettings,
     RenoiseSettings,
-    RewardBackprop,
     Terms,
     total,
 )  # fmt: skip
 from rtdmd_lightning.models.base import DTYPES, Backbone
+from rtdmd_lightning.models.placement import VAE
 from rtdmd_lightning.modules.cold_start import FROM_BASE, check_reinforcement, cold_start_files
 from rtdmd_lightning.modules.explorer import Explorer, Listener
-from rtdmd_lightning.modules.notes import Notes
+from rtdmd_lightning.modules.memory import MemorySettings, Offload
+from rtdmd_lightning.modules.notes import Notes, on_host
 from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings
 from rtdmd_lightning.modules.ratio import FirstRatio
-from rtdmd_lightning.modules.training import FewStepModule, on_host
-from rtdmd_lightning.objectives import clean_from_velocity
+from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.rewards.mixture import RewardMixture
 from rtdmd_lightning.roles.compiling import Compile
 from rtdmd_lightning.roles.lora import LoraSettings
 from rtdmd_lightning.roles.roles import COLD_START, COLD_START_FAKE, EMA, FAKE_SCORE, GENERATOR, TEACHER, Stacks
 from rtdmd_lightning.sampling.sampler import SamplerSettings
-from rtdmd_lightning.sampling.structures import ExecutedStep
 from rtdmd_lightning.utils.randomness import keyed_generator
 
 
@@ -75,6 +74,9 @@ class RTDMDModule(FewStepModule):
         initial_adapter: a file or folder that the generator's fresh adapter starts from, of `lora`'s rank and alpha.
         generator_optimizer, fake_optimizer: one AdamW each.
         ema: how the generator's average follows it; by default one move per micro-batch (METHOD section 4, item 6).
+        micro_batch_size: samples of one forward pass on one process, null: all that it has of a batch. Gradients add up: the
+            update is the same, its activations are smaller.
+        offload: which of text_encoders, vae and rewards lie in CPU memory between the phases that use them; null: none.
         seed: of all noise and of every random choice (linked from `seed_everything`).
         compile: `blocks` compiles the transformer's blocks (the first steps take minutes); null compiles nothing.
     """
@@ -105,14 +107,17 @@ class RTDMDModule(FewStepModule):
         generator_optimizer: OptimizerSettings = OptimizerSettings(),
         fake_optimizer: OptimizerSettings = OptimizerSettings(),
         ema: EMASettings = EMASettings(),
+        micro_batch_size: int | None = None,
+        offload: list[Offload] | None = None,
         seed: int = 0,
         compile: Compile | None = None,
     ) -> None:
         check_reinforcement(policy, final_step, sampler, rewards, images_per_prompt, micro_batches)
         needs_fake = final_step.matching_weight > 0
         optimizers = {GENERATOR: generator_optimizer} | ({FAKE_SCORE: fake_optimizer} if needs_fake else {})
+        memory = MemorySettings(micro_batch_size, tuple(offload or ()))
         super().__init__(
-            backbone, batch_size, optimizers, sampler, lora, initial_adapter, ema, micro_batches, seed, compile
+            backbone, batch_size, memory, optimizers, sampler, lora, initial_adapter, ema, micro_batches, seed, compile
         )
         self.rewards, self.policy, self.final_step = rewards, policy, final_step
         self.cold_start, self.cold_start_fake = cold_start, cold_start_fake
@@ -143,15 +148,15 @@ class RTDMDModule(FewStepModule):
     def build_losses(self) -> None:
         self.policy_loss = PolicyLoss(self.roles, self.sampler, self.policy, self.is_compiled)
         self.explore = Explorer(self, self.rewards, self.policy, self.policy_loss.log_prob, self.trajectory_dtype)
-        self.reward_backprop = RewardBackprop(self.backbone, self.rewards, self.final_step)
+        self.final_step_loss = FinalStepLoss(
+            self.roles, self.sampler, self.final_step, self.matching, self.rewards, self.embed
+        )
         if FAKE_SCORE in self.optimize.settings:
-            weight = self.final_step.matching_weight
             self.fake_score_loss = FakeScoreLoss(self.roles, self.sampler, self.matching)
-            self.matching_loss = MatchingLoss(self.roles, self.sampler, self.matching, self.embed, weight)
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        self.rewards.to(self.device)
+        self.explore.load_rewards()
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         epoch = self.global_step
@@ -169,7 +174,7 @@ class RTDMDModule(FewStepModule):
         if self.listeners:
             self.update_fake_score(rollouts)
         self.move_average(self.ema_moves - 1)
-        with self.timed("generator_update"):
+        with self.timed("generator_update"), self.backbone.at_work(VAE), self.rewards.at_work():
             self.update_generator(rollouts, epoch, chosen)
         self.move_average(1)
         self.log_dict(self.notes.summary(self.gather))
@@ -232,17 +237,9 @@ class RTDMDModule(FewStepModule):
     def final_terms(self, rollout: Rollout, rows: list[int], guidance_scale: float) -> Terms:
         """Those that have a weight, means over some rows. A process without any computes along: FSDP2 needs every rank."""
         part = rollout.at(rows or [0])
-        batch, state = part.batch, part.states_on(self.device, -2)[0]
-        conditioning = self.embed(batch.prompts, self.device)
-        sigma = self.sampler.sigmas[-2]
-        velocity = self.roles.velocity(GENERATOR, state, sigma, conditioning)
-        sample = clean_from_velocity(state, velocity, sigma=sigma)
-        terms: Terms = {}
-        if self.final_step.matching_weight:
-            step = ExecutedStep(sigma, 0.0, state, velocity, torch.zeros_like(state), sample)
-            terms |= self.matching_loss(step, conditioning, self.random_of(batch), guidance_scale)
-        if self.final_step.reward_weight:
-            terms |= self.reward_backprop(sample, batch)
-            for name, scores in self.reward_backprop.scores.items():
-                self.notes.mean(f"reward_backprop/{name}", scores[: len(rows)])
+        terms = self.final_step_loss(
+            part.states_on(self.device, -2)[0], part.batch, self.random_of(part.batch), guidance_scale
+        )
+        for name, scores in self.final_step_loss.scores.items():
+            self.notes.mean(f"reward_backprop/{name}", scores[: len(rows)])
         return terms

@@ -7,7 +7,7 @@ refuses manual optimization.
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -20,10 +20,12 @@ from rtdmd_lightning.data.embeddings import PromptEmbedder
 from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.losses.terms import Terms
 from rtdmd_lightning.models.base import Backbone
+from rtdmd_lightning.modules.memory import MemorySettings
+from rtdmd_lightning.modules.notes import on_host
 from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings, RoleOptimizers
-from rtdmd_lightning.modules.origin import ORIGIN_KEY, Origin, origin
+from rtdmd_lightning.modules.origin import ORIGIN_KEY, Origin, check_keys, origin
 from rtdmd_lightning.modules.strategies import FSDP2
-from rtdmd_lightning.roles import check_settings, read
+from rtdmd_lightning.roles import Adapter, check_settings, read
 from rtdmd_lightning.roles.adapter import SCALE_KEY
 from rtdmd_lightning.roles.compiling import Compile, compile_blocks
 from rtdmd_lightning.roles.drawing import draw, roll_out
@@ -31,15 +33,10 @@ from rtdmd_lightning.roles.lora import LoraSettings
 from rtdmd_lightning.roles.roles import EMA, TEACHER, Roles, Stacks
 from rtdmd_lightning.sampling.sampler import SAMPLERS, Sampler, SamplerName, SamplerSettings, StepNoise
 from rtdmd_lightning.sampling.structures import Conditioning, Trajectory
-from rtdmd_lightning.utils.errors import UserError, require
+from rtdmd_lightning.utils.errors import require
 from rtdmd_lightning.utils.randomness import SampleRandom
 
 SHARDED_KEY = "saved_under_fsdp2"
-
-
-def on_host(number: float) -> Tensor:
-    """What a number is logged as: Lightning would copy the number to the device, which waits for all that is under way there."""
-    return torch.tensor(float(number))
 
 
 class FewStepModule(L.LightningModule, ABC):
@@ -47,7 +44,8 @@ class FewStepModule(L.LightningModule, ABC):
 
     Args:
         backbone: which model family, from where.
-        batch_size: samples of one forward pass, over all processes.
+        batch_size: samples of one batch, over all processes.
+        memory: how it is fitted into less memory.
         optimizers: of each role that is trained, the generator first.
         sampler: the few-step sampler's steps and stochasticity.
         sampler_name: which sampler.
@@ -63,12 +61,14 @@ class FewStepModule(L.LightningModule, ABC):
     images_per_prompt: int = 1
     """How many consecutive samples share a prompt."""
 
-    """Whether the transformer's blocks are compiled: their kernels then differ between passes with and without gradient."""
+    read_adapter: Callable[[str], Adapter] = staticmethod(read)
+    """From a file that `frozen_adapters` names."""
 
     def __init__(
         self,
         backbone: Backbone,
         batch_size: int,
+        memory: MemorySettings,
         optimizers: Mapping[str, OptimizerSettings],
         sampler: SamplerSettings,
         lora: LoraSettings,
@@ -84,6 +84,7 @@ class FewStepModule(L.LightningModule, ABC):
         self.automatic_optimization = False
         self.strict_loading = False  # `load_state_dict` checks the keys itself: the frozen base is in no checkpoint
         self.backbone, self.batch_size, self.seed = backbone, batch_size, seed
+        self.memory, self.micro_batch_size = memory, memory.micro_batch_size
         self.optimize = RoleOptimizers(self, optimizers)
         self.sampler_settings, self.sampler_name = sampler, sampler_name
         self.is_compiled = compile == "blocks"
@@ -122,7 +123,8 @@ class FewStepModule(L.LightningModule, ABC):
         """Read the base, build the roles and shard them, once: Lightning may call this again."""
         if "roles" in self._modules:
             return
-        frozen = {name: read(path) for name, path in self.frozen_adapters().items()}
+        self.backbone.offloaded, self.backbone.encoded_at_once = self.memory.offload, self.micro_batch_size
+        frozen = {name: self.read_adapter(path) for name, path in self.frozen_adapters().items()}
         initial = read(self.initial_adapter) if self.initial_adapter else None
         if initial is not None:
             check_settings(initial, self.lora)  # a wrong file is told in a second
@@ -235,12 +237,7 @@ class FewStepModule(L.LightningModule, ABC):
         return {key: value for key, value in state.items() if any(f".{name}." in key for name in self.roles.own)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
-        expected = self.state_dict().keys()
-        if differing := expected ^ state_dict.keys():
-            raise UserError(
-                f"the checkpoint does not fit this model: {len(differing)} of {len(expected)} keys differ, "
-                f"e.g. {min(differing)!r}"
-            )
+        check_keys(state_dict.keys(), self.state_dict().keys())
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -16,11 +16,16 @@ MOMENTS = 2
 
 
 class Base(NamedTuple):
-    """A frozen transformer's bytes: of all of it, of the largest of its sharded blocks, of what is in no block."""
+    """A frozen transformer's bytes: of all of it, of the largest of its sharded blocks, of what is in no block.
+
+    weights, linear: those of the blocks' linear layers, which may be kept in few bits: how many, and their bytes.
+    """
 
     total: int
     largest_block: int
     outside: int
+    weights: int = 0
+    linear: int = 0
 
 
 class Trace(NamedTuple):
@@ -30,7 +35,7 @@ class Trace(NamedTuple):
     trained: the adapters of generator and fake score.
     frozen: those of the EMA and, in stage 2, of the cold start.
     gradients: of one role, the only one that has any at a time.
-    rewards: networks of the rewards.
+    rewards, differentiable: networks of the rewards, by name; of those of them that are back-propagated.
     checkpointed, full: by phase, the most beyond what stays, with gradient checkpointing and without; gradients included.
     """
 
@@ -40,7 +45,8 @@ class Trace(NamedTuple):
     gradients: int
     vae: int
     text_encoders: int
-    rewards: int
+    rewards: dict[str, int]
+    differentiable: dict[str, int]
     checkpointed: dict[str, int]
     full: dict[str, int]
 
@@ -85,7 +91,7 @@ def one_base(trace: Trace, processes: int, *, checkpointing: bool) -> MemoryEsti
         activations=_activations(trace, checkpointing),
         vae=trace.vae,
         text_encoders=trace.text_encoders,
-        rewards=trace.rewards,
+        rewards=sum(trace.rewards.values()),
     )
 
 
@@ -99,7 +105,7 @@ def sharded(trace: Trace, processes: int, *, checkpointing: bool) -> MemoryEstim
         activations=_activations(trace, checkpointing),
         vae=trace.vae,
         text_encoders=trace.text_encoders,
-        rewards=trace.rewards,
+        rewards=sum(trace.rewards.values()),
     )
 
 

@@ -7,6 +7,7 @@ which torch's engine refuses to begin without a driver, is walked through in Pyt
 
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -25,6 +26,7 @@ FAKE_DEVICE = torch.device("cuda", 0)
 """Whose rules are followed. Nothing is ever there."""
 
 READ_A_NUMBER = torch.ops.aten._local_scalar_dense.default
+NOT_ZERO = torch.ops.aten.nonzero.default
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -36,7 +38,8 @@ class Unremembered(FakeTensorConverter):
 
 
 class ReadableFakeTensors(FakeTensorMode):
-    """Fake tensors hold no numbers; where code reads one (is the loss finite?) it reads 1."""
+    """Fake tensors hold no numbers. Where code reads one (is the loss finite?) it reads 1; where it asks which of them are not
+    zero, all numbers are, and nothing that is true or false (which rewards are not finite?)."""
 
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
@@ -46,6 +49,9 @@ class ReadableFakeTensors(FakeTensorMode):
         if func is READ_A_NUMBER:
             dtype = args[0].dtype
             return True if dtype == torch.bool else 1.0 if dtype.is_floating_point else 1
+        if func is NOT_ZERO:
+            found = 0 if args[0].dtype == torch.bool else args[0].numel()
+            return args[0].new_empty((found, args[0].dim()), dtype=torch.int64)
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
@@ -102,6 +108,22 @@ def move_trainer(trainer: Trainer) -> None:
         trainer.precision_plugin.device = FAKE_DEVICE.type
 
 
+class NoStream:
+    """Of the fake device, on which nothing is ever under way."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device
+
+    def synchronize(self) -> None:
+        return
+
+
+def _done_at_once(executor: ThreadPoolExecutor, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Future:
+    future: Future = Future()
+    future.set_result(function(*args, **kwargs))
+    return future
+
+
 @contextmanager
 def _replaced(owner: Any, name: str, replacement: Callable) -> Iterator[None]:
     original = getattr(owner, name)
@@ -120,12 +142,15 @@ def faked() -> Iterator[None]:
         # torch would switch autocast off on a machine without the device.
         stack.enter_context(_replaced(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
         stack.enter_context(_replaced(torch.cuda, "is_bf16_supported", lambda *args, **kwargs: True))
+        stack.enter_context(_replaced(torch.accelerator, "current_stream", NoStream))
         stack.enter_context(_replaced(torch.autograd, "_engine_run_backward", walk_backward))
         # Gradient checkpointing asks which backward pass it is in, and recomputes a block once in each.
         stack.enter_context(_replaced(torch._C, "_current_graph_task_id", lambda: 0))
         stack.enter_context(_replaced(F, "scaled_dot_product_attention", _fused_attention))
         # Lightning's metrics copy their defaults, which torch does by their storage.
         stack.enter_context(_replaced(FakeTensor, "__deepcopy__", lambda tensor, memo: tensor.detach().clone()))
+        # A fake mode is for one thread.
+        stack.enter_context(_replaced(ThreadPoolExecutor, "submit", _done_at_once))
         stack.enter_context(releasing())
         stack.enter_context(ReadableFakeTensors())
         yield

@@ -20,6 +20,8 @@ from rtdmd_lightning.planning.fake_device import FAKE_DEVICE, faked
 from rtdmd_lightning.planning.parts import PipelineConfigs, pipeline_configs
 from rtdmd_lightning.planning.rewards import stand_ins, tower_kinds
 from rtdmd_lightning.planning.weightless import Weightless, block_kinds, weightless
+from rtdmd_lightning.roles import Adapter
+from rtdmd_lightning.roles.reading import from_state_dict
 from rtdmd_lightning.utils.errors import UserError
 
 Planned = TypeVar("Planned", bound=ACDMDModule | RTDMDModule)
@@ -56,6 +58,7 @@ def fake_module(described: Planned, configs: PipelineConfigs, blocks: Counter[Ki
     with tempfile.TemporaryDirectory() as folder:
         if isinstance(module, RTDMDModule):
             place_cold_start(module, source, Path(folder), partial(torch.empty, device="meta"))
+            module.read_adapter = partial(read_without_numbers, module.lora.scale)  # type: ignore[method-assign]
         with faked():
             with FAKE_DEVICE:
                 if isinstance(module, RTDMDModule):
@@ -65,3 +68,8 @@ def fake_module(described: Planned, configs: PipelineConfigs, blocks: Counter[Ki
             backbone.to(FAKE_DEVICE)
             module.embed.remember("", backbone.blank_conditioning(1))
             yield module
+
+
+def read_without_numbers(scale: float, path: str) -> Adapter:
+    """A published file of tensors that have no numbers, which `roles.read` would look at."""
+    return from_state_dict(torch.load(path, weights_only=True), scale, path)

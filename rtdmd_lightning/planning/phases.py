@@ -10,13 +10,14 @@ from rtdmd_lightning.data.rollout import Rollout
 from rtdmd_lightning.data.stream import PromptBatch
 from rtdmd_lightning.losses import RewardBackprop, total
 from rtdmd_lightning.modules import ACDMDModule, RTDMDModule
+from rtdmd_lightning.modules.cycle import Samples
 from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.roles.roles import FAKE_SCORE, GENERATOR
-from rtdmd_lightning.sampling.structures import Trajectory
 from rtdmd_lightning.utils.randomness import SampleRandom
 
 Phases = dict[str, Callable[[], None]]
-ROLLOUT, FAKE_STEP, GENERATOR_STEP = "rollout", "fake-score step", "generator step"
+ROLLOUT, FAKE_STEP, GENERATOR_STEP, EVALUATION = "rollout", "fake-score step", "generator step", "evaluation"
+WITHOUT_GRADIENT = (ROLLOUT, EVALUATION)
 
 
 class FirstChunk(RewardBackprop):
@@ -24,6 +25,13 @@ class FirstChunk(RewardBackprop):
 
     def chunks(self, count: int) -> list[slice]:
         return super().chunks(count)[:1]
+
+
+def evaluate(module: FewStepModule, count: int) -> None:
+    """Draw so many images at once, and score them with the rewards that are trained on."""
+    images = module.generate([""] * count, range(count), seed=0)
+    if isinstance(module, RTDMDModule):
+        module.rewards.score(images, [""] * count, [{}] * count)
 
 
 def back_propagate(module: FewStepModule, role: str, *losses: Callable[[], Tensor], accumulate: bool = False) -> None:
@@ -42,30 +50,28 @@ def back_propagate(module: FewStepModule, role: str, *losses: Callable[[], Tenso
 
 
 def cold_start_phases(module: ACDMDModule, local: int) -> Phases:
-    """Of a cycle of stage 1 with `local` samples a process and batch; each phase leaves what the next one needs."""
-    stops = module.sampler.steps
-    count = local * (module.batches_per_step if module.shares_trajectories else 1)
-    random = SampleRandom(module.seed, range(count), module.device)
-    conditioning = module.embed([""] * count, module.device)
-    own = slice(0, local)
-    made: list[Trajectory] = []
+    """Of a cycle of stage 1 with `local` samples a process and pass; each phase leaves what the next one needs.
+
+    With micro-batches all others wait on the CPU, and an update adds to the gradients of those before.
+    """
+    stops, alone = module.sampler.steps, module.micro_batch_size is None
+    count = local * (module.batches_per_step if module.shares_trajectories and alone else 1)
+    whole = Samples(module.embed([""] * count, module.device), SampleRandom(module.seed, range(count), module.device))
+    made: list[Samples] = []
 
     def roll_out() -> None:
-        made.append(module.roll_out_to(stops, conditioning, random))
+        made.append(module.with_trajectory(whole, module.device).split(local)[0])
 
     def fake_loss() -> Tensor:
-        reached = made[0][own].step(stops - 1)
-        return total(module.fake_score_loss(reached, conditioning[own], random[own], "fake update 0"))
+        return total(module.fake_terms(stops, 0, made[0]))
 
     def generator_loss() -> Tensor:
-        reached = module.last_step(made[0][own], stops, conditioning[own], random[own])
-        scale = module.matching.guidance_scale[1]
-        return total(module.matching_loss(reached, conditioning[own], random[own], scale))
+        return total(module.generator_terms(stops, module.matching.guidance_scale[1], made[0]))
 
     return {
         ROLLOUT: roll_out,
-        FAKE_STEP: partial(back_propagate, module, FAKE_SCORE, fake_loss),
-        GENERATOR_STEP: partial(back_propagate, module, GENERATOR, generator_loss),
+        FAKE_STEP: partial(back_propagate, module, FAKE_SCORE, fake_loss, accumulate=not alone),
+        GENERATOR_STEP: partial(back_propagate, module, GENERATOR, generator_loss, accumulate=not alone),
     }
 
 
@@ -77,7 +83,7 @@ def reinforcement_phases(module: RTDMDModule, local: int) -> Phases:
     candidates = module.policy.candidates(module.sampler.steps)
     chosen = candidates[: module.policy.trained_steps if module.policy.weight else 0]
     made: list[Rollout] = []
-    module.reward_backprop = FirstChunk(module.backbone, module.rewards, module.final_step)
+    module.final_step_loss.reward_backprop = FirstChunk(module.backbone, module.rewards, module.final_step)
 
     def roll_out() -> None:
         states, log_probs, images = module.explore.sample(batch, 0, chosen)

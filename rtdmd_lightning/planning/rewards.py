@@ -70,8 +70,21 @@ def tower_kinds(rewards: RewardMixture) -> Counter[Kind]:
         if name in TOWERS:
             found |= kinds(_clip(reward).vision_model.encoder, LAYERS)
         elif name not in OTHERS:
-            raise UserError(f"nothing is known of the size of the reward {name!r}: plan without it")
+            raise _unknown(name)
     return found
+
+
+def reward_bytes(reward: Reward) -> int:
+    """Of a reward's networks. Raises UserError for an unknown one."""
+    if reward.name in TOWERS:
+        return parameter_bytes(_clip(reward).parameters())
+    if reward.name in OTHERS:
+        return OTHERS[reward.name]
+    raise _unknown(reward.name)
+
+
+def _unknown(name: str) -> UserError:
+    return UserError(f"nothing is known of the size of the reward {name!r}: plan without it")
 
 
 def stand_ins(rewards: RewardMixture, blocks: Counter[Kind]) -> RewardMixture:

@@ -6,11 +6,14 @@ Fake tensors are those of an accelerator, see `fake_device`.
 
 import copy
 from collections import Counter
+from functools import partial
 
 from lightning import Trainer
 from lightning.pytorch.plugins import MixedPrecision
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from rtdmd_lightning.data.stream import samples_per_pass
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.modules import ACDMDModule, RTDMDModule
 from rtdmd_lightning.modules.training import FewStepModule
@@ -19,7 +22,13 @@ from rtdmd_lightning.planning.estimate import Base, Trace
 from rtdmd_lightning.planning.fake_device import FAKE_DEVICE
 from rtdmd_lightning.planning.fake_module import fake_module, known_shapes
 from rtdmd_lightning.planning.parts import PipelineConfigs, parameter_bytes
-from rtdmd_lightning.planning.phases import ROLLOUT, cold_start_phases, reinforcement_phases
+from rtdmd_lightning.planning.phases import (
+    EVALUATION,
+    WITHOUT_GRADIENT,
+    cold_start_phases,
+    evaluate,
+    reinforcement_phases,
+)
 from rtdmd_lightning.planning.rewards import StandIn
 from rtdmd_lightning.planning.tracking import AllocationTracker
 from rtdmd_lightning.planning.weightless import text_encoder_bytes
@@ -28,28 +37,35 @@ from rtdmd_lightning.roles.roles import GENERATOR
 Planned = ACDMDModule | RTDMDModule
 
 
-def trace(module: FewStepModule, trainer: Trainer) -> Trace:
+def trace(module: FewStepModule, trainer: Trainer, *, full: bool = True, images: int | None = None) -> Trace:
     """Of a module as a command line describes it, not configured yet.
+
+    `full` also runs the steps without gradient checkpointing; `images` are drawn and scored once more, as an evaluation does it.
 
     Raises UserError for a module, backbone or reward of which too little is known.
     """
     configs, blocks = known_shapes(module)
     assert isinstance(module, ACDMDModule | RTDMDModule)
-    return for_all_blocks([trace_blocks(module, trainer, configs, fewer) for fewer in few(blocks)], blocks)
+    traces = [trace_blocks(module, trainer, configs, fewer, full, images) for fewer in few(blocks)]
+    return for_all_blocks(traces, blocks)
 
 
-def trace_blocks(module: Planned, trainer: Trainer, configs: PipelineConfigs, blocks: Counter[Kind]) -> Trace:
+def trace_blocks(
+    module: Planned, trainer: Trainer, configs: PipelineConfigs, blocks: Counter[Kind], full: bool, images: int | None
+) -> Trace:
     """As `trace`, but as if transformer and rewards had these blocks only."""
     with fake_module(module, configs, blocks) as fake:
         backbone = fake.backbone
         assert isinstance(backbone, PipelineBackbone)
-        checkpointed, full = _weigh(fake, backbone, trainer)
-        return _assemble(fake, backbone, text_encoder_bytes(backbone, configs), checkpointed, full)
+        peaks = _weigh(fake, backbone, trainer, full, images)
+        return _assemble(fake, backbone, text_encoder_bytes(backbone, configs), *peaks)
 
 
-def _weigh(module: Planned, backbone: PipelineBackbone, trainer: Trainer) -> tuple[dict[str, int], dict[str, int]]:
+def _weigh(
+    module: Planned, backbone: PipelineBackbone, trainer: Trainer, full: bool, images: int | None
+) -> tuple[dict[str, int], dict[str, int]]:
     """By phase the peak beyond what was there before the first: with gradient checkpointing, and without."""
-    local = module.batch_size // trainer.world_size
+    local = samples_per_pass(module.batch_size, trainer.world_size, module.micro_batch_size)
     tracker = AllocationTracker()
     tracker.hold(
         tensor for network in _networks(module, backbone) for tensor in (*network.parameters(), *network.buffers())
@@ -71,15 +87,17 @@ def _weigh(module: Planned, backbone: PipelineBackbone, trainer: Trainer) -> tup
             return tracker.peak - start
 
         def peaks_of_steps() -> dict[str, int]:
-            return {name: peak(name) for name in phases if name != ROLLOUT}
+            return {name: peak(name) for name in phases if name not in WITHOUT_GRADIENT}
 
-        rollout = {ROLLOUT: peak(ROLLOUT)}  # without gradient, so the same either way
+        if images is not None:
+            phases[EVALUATION] = partial(evaluate, module, images)
+        either_way = {name: peak(name) for name in phases if name in WITHOUT_GRADIENT}
         for base in module.roles.bases:
             base.enable_gradient_checkpointing()  # type: ignore[operator]
         checkpointed = peaks_of_steps()
         for base in module.roles.bases:
             base.disable_gradient_checkpointing()  # type: ignore[operator]
-        return rollout | checkpointed, rollout | peaks_of_steps()
+        return either_way | checkpointed, either_way | peaks_of_steps() if full else {}
 
 
 def _networks(module: Planned, backbone: PipelineBackbone) -> list[nn.Module]:
@@ -98,7 +116,9 @@ def _assemble(
     adapters = [
         parameter for base in module.roles.bases for path, parameter in base.named_parameters() if ".lora_" in path
     ]
-    rewards = module.rewards.rewards.values() if isinstance(module, RTDMDModule) else ()
+    mixture = module.rewards if isinstance(module, RTDMDModule) else None
+    rewards = {} if mixture is None else mixture.rewards
+    sizes = {name: reward.bytes() for name, reward in rewards.items() if isinstance(reward, StandIn)}
     return Trace(
         bases=tuple(_base(base, backbone.block_classes) for base in module.roles.bases),
         trained=parameter_bytes(trained),
@@ -106,7 +126,8 @@ def _assemble(
         gradients=parameter_bytes(module.roles.parameters_of(GENERATOR)),
         vae=parameter_bytes(backbone.loaded.vae.parameters()),
         text_encoders=text_encoders,
-        rewards=sum(reward.bytes() for reward in rewards if isinstance(reward, StandIn)),
+        rewards=sizes,
+        differentiable={} if mixture is None else {name: sizes[name] for name in mixture.differentiable},
         checkpointed=checkpointed,
         full=full,
     )
@@ -116,5 +137,13 @@ def _base(transformer: nn.Module, blocks: tuple[type[nn.Module], ...]) -> Base:
     def frozen(module: nn.Module) -> int:
         return parameter_bytes(parameter for path, parameter in module.named_parameters() if ".lora_" not in path)
 
-    sizes = [frozen(module) for module in transformer.modules() if isinstance(module, blocks)]
-    return Base(frozen(transformer), max(sizes), frozen(transformer) - sum(sizes))
+    found = [module for module in transformer.modules() if isinstance(module, blocks)]
+    sizes = [frozen(block) for block in found]
+    linear = [
+        layer.get_parameter("weight")
+        for block in found
+        for path, layer in block.named_modules()
+        if isinstance(layer, nn.Linear) and ".lora_" not in path and not isinstance(layer, BaseTunerLayer)
+    ]
+    weights = sum(weight.numel() for weight in linear)
+    return Base(frozen(transformer), max(sizes), frozen(transformer) - sum(sizes), weights, parameter_bytes(linear))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rtdmd_lightning.utils.errors import UserError, require
-from rtdmd_lightning.utils.json_text import parse_json
+from rtdmd_lightning.utils.json_text import read_rows
 from rtdmd_lightning.utils.yaml_text import read_yaml
 
 OF_THE_BACKBONE = ("pretrained", "resolution", "max_sequence_length")
@@ -42,8 +42,8 @@ def scores_of(run: Path) -> dict[str, float]:
     path = run / "eval.jsonl"
     if not path.is_file():
         return {}
-    lines = path.read_text(encoding="utf-8").splitlines()
-    require(lines != [], f"{path} is empty")
-    last = parse_json(lines[-1], f"{path} line {len(lines)}")
-    require(isinstance(last, dict) and "step" in last, f"{path} line {len(lines)} is no evaluation of a run")
+    rows = read_rows(path)
+    require(rows != [], f"{path} is empty")
+    last = rows[-1]
+    require(isinstance(last, dict) and "step" in last, f"{path} line {len(rows)} is no evaluation of a run")
     return {name: value for name, value in last.items() if name == "step" or name.startswith("eval/")}

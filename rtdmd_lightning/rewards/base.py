@@ -1,6 +1,7 @@
 """What a reward is, and images as whole grey levels, for the scorers that read files rather than tensors."""
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from PIL import Image
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
 from rtdmd_lightning.rewards.weights import Source
+from rtdmd_lightning.utils.offloading import Offloaded
 
 
 class Reward(ABC):
@@ -16,14 +18,17 @@ class Reward(ABC):
     A constructor only takes note of its arguments, so that a configuration can be read on a machine without the weights.
     `load` reads them, once: the first `to` calls it, and whoever scores calls `to` first.
 
-    `name` keys it in logs and results; `differentiable` says whether the score carries a gradient to the pixels;
-    `reported_scale` is what tables multiply the score by, where the published figures are on another scale.
+    `name` keys it in logs and results; `differentiable` says whether the score carries a gradient to the pixels; `offloaded`
+    whether its networks lie in CPU memory while it does not score; `reported_scale` is what tables multiply the score by, where
+    the published figures are on another scale.
     """
 
     name: str
     differentiable: bool
     reported_scale: float = 1.0
+    offloaded: bool = False
     _loaded: bool = False
+    _home: Offloaded | None = None
 
     @abstractmethod
     def score(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
@@ -41,12 +46,19 @@ class Reward(ABC):
         return []
 
     def to(self, device: torch.device) -> None:
-        """Load the weights unless that is done, and move them."""
+        """Load the weights unless that is done, and move them; those of an `offloaded` reward only while it is `at_work`."""
         if not self._loaded:
             self.load()
             self._loaded = True
+        if self.offloaded:
+            self._home = self._home or Offloaded(self.networks(), device)
+            return
         for network in self.networks():
             network.to(device)
+
+    def at_work(self) -> AbstractContextManager[None]:
+        """Its networks on the device in the body, which whoever scores with an `offloaded` reward asks for."""
+        return nullcontext() if self._home is None else self._home.at_work()
 
 
 def grey_levels(images: Tensor) -> Tensor:

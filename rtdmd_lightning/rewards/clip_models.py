@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from rtdmd_lightning.rewards.base import Reward
+from rtdmd_lightning.rewards.precision import TowerDtype, at_least_float32, in_precision, tower_dtype
 from rtdmd_lightning.rewards.preprocess import ClipPreprocess, Resize
 from rtdmd_lightning.rewards.prompt_features import PromptFeatures
 from rtdmd_lightning.rewards.weights import Source, loading
@@ -16,7 +17,7 @@ from rtdmd_lightning.utils.errors import UserError, require
 
 
 class ClipEncoder:
-    """Unit-norm embeddings in float32, or in whatever dtype the model has been converted to.
+    """Unit-norm embeddings in float32 (or in float64, where the model has been converted to that).
 
     Autocast is switched off inside: two pictures of one prompt differ in the third digit, where bfloat16 sees no difference.
 
@@ -25,10 +26,21 @@ class ClipEncoder:
         source: folder or hub id of the model.
         processor: folder or hub id of its image processor and tokenizer.
         resize: of the pictures; bicubic is the processor's own.
+        dtype: of the network; what comes before and after it is float32 all the same.
     """
 
-    def __init__(self, reward: str, source: str, processor: str, resize: Resize = "bicubic") -> None:
+    def __init__(
+        self,
+        reward: str,
+        source: str,
+        processor: str,
+        resize: Resize = "bicubic",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.model = _load_model(reward, source)
+        scale = self.model.logit_scale.data
+        self.model.to(dtype)
+        self.model.logit_scale.data = scale  # it multiplies every score: rounded, it would shift them all
         with loading(reward, processor):
             self.preprocess = ClipPreprocess.from_pretrained(processor, resize)
             self.tokenizer = CLIPTokenizer.from_pretrained(processor)
@@ -37,8 +49,8 @@ class ClipEncoder:
     def images(self, images: Tensor) -> Tensor:
         """`[B, 3, H, W]` in [0, 1] to `[B, D]`."""
         with torch.autocast(images.device.type, enabled=False):
-            pixels = self.preprocess(images.to(self.model.logit_scale.dtype))
-            return F.normalize(self.model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
+            pixels = self.preprocess(images.to(at_least_float32(self.dtype)))
+            return F.normalize(in_precision(self._features, pixels, self.dtype), dim=-1)
 
     def prompts(self, prompts: list[str]) -> Tensor:
         """B prompts to `[B, D]`, without gradient; each is encoded once while it is among the last remembered."""
@@ -58,7 +70,16 @@ class ClipEncoder:
                 max_length=self.model.config.text_config.max_position_embeddings,
                 return_tensors="pt",
             ).to(self.model.device)
-            return F.normalize(self.model.get_text_features(**tokens).pooler_output, dim=-1)
+            features = self.model.get_text_features(**tokens).pooler_output
+            return F.normalize(features.to(at_least_float32(self.dtype)), dim=-1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The network's."""
+        return self.model.visual_projection.weight.dtype
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        return self.model.get_image_features(pixel_values=pixels).pooler_output
 
 
 class ClipLogitReward(Reward):
@@ -68,8 +89,9 @@ class ClipLogitReward(Reward):
         weights: folder or hub id of a `CLIPModel`; without it see `weights.locate`.
         processor: folder or hub id of the image processor and tokenizer, where the model's folder does not hold them.
         resize: of the pictures, antialiased: bilinear, torchvision's default, or bicubic, the processor's own.
+        dtype: of the network.
 
-    Raises UserError for another resize.
+    Raises UserError for another resize or dtype.
     """
 
     published: str
@@ -77,12 +99,13 @@ class ClipLogitReward(Reward):
     divisor: float
     differentiable = True
 
-    def __init__(self, weights: str | None, processor: str | None, resize: Resize) -> None:
+    def __init__(self, weights: str | None, processor: str | None, resize: Resize, dtype: TowerDtype) -> None:
         known = get_args(Resize)
         require(resize in known, f"{self.name}: resize must be {' or '.join(known)}, not {resize!r}")
         self.weights = weights
         self.processor = processor
         self.resize: Resize = resize
+        self.dtype = tower_dtype(self.name, dtype)
 
     def sources(self) -> list[Source]:
         """The model, and the processor where the model's folder does not hold it."""
@@ -95,7 +118,7 @@ class ClipLogitReward(Reward):
 
     def load(self) -> None:
         located = [source.locate() for source in self.sources()]
-        self._clip = ClipEncoder(self.name, located[0], located[-1], self.resize)
+        self._clip = ClipEncoder(self.name, located[0], located[-1], self.resize, self.dtype)
 
     def networks(self) -> list[torch.nn.Module]:
         return [self._clip.model]

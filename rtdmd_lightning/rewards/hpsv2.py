@@ -3,10 +3,12 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.compat import hpsv2_open_clip
+from rtdmd_lightning.rewards.precision import TowerDtype, at_least_float32, in_precision, tower_dtype
 from rtdmd_lightning.rewards.preprocess import ClipPreprocess
 from rtdmd_lightning.rewards.prompt_features import PromptFeatures
 from rtdmd_lightning.rewards.state import build_empty, fill, read_state
@@ -26,14 +28,18 @@ class HPSv2Reward(Reward):
     Args:
         weights: folder, file or hub id of the checkpoint; without it see `weights.locate`.
         architecture: name of a configuration known to the package's open_clip.
+        dtype: of the network: bfloat16 and float16 take half its memory; `rewards/README.md` has what that does to the scores.
     """
 
     name = "hpsv2"
     differentiable = True
 
-    def __init__(self, weights: str | None = None, architecture: str = ARCHITECTURE) -> None:
+    def __init__(
+        self, weights: str | None = None, architecture: str = ARCHITECTURE, dtype: TowerDtype = "float32"
+    ) -> None:
         self.weights = weights
         self.architecture = architecture
+        self.dtype = tower_dtype(self.name, dtype)
 
     def sources(self) -> list[Source]:
         return [Source(self.name, HUB_ID, self.weights, FILENAME)]
@@ -42,7 +48,7 @@ class HPSv2Reward(Reward):
         (path,) = (source.locate() for source in self.sources())
         self._clip = empty_clip(self.architecture)
         fill(self._clip, read_state(self.name, path), reward=self.name, path=path)
-        self._clip.float()
+        self._clip.to(self.dtype)
         self._preprocess = clip_preprocess(self._clip)
         self._prompt_features = PromptFeatures(self._encode)
 
@@ -50,16 +56,17 @@ class HPSv2Reward(Reward):
         return [self._clip]
 
     def score(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
-        text_features = self._prompt_features(prompts, self._clip.logit_scale)
+        dtype = self._clip.logit_scale.dtype
         with torch.autocast(images.device.type, enabled=False):
-            pixels = self._preprocess(images.to(self._clip.logit_scale))
-            image_features = self._clip.encode_image(pixels, normalize=True)
-        return (image_features * text_features).sum(-1)
+            pixels = self._preprocess(images.to(self._clip.logit_scale.device, at_least_float32(dtype)))
+            image_features = F.normalize(in_precision(self._clip.encode_image, pixels, dtype), dim=-1)
+        return (image_features * self._prompt_features(prompts, image_features.detach())).sum(-1)
 
     def _encode(self, prompts: list[str]) -> Tensor:
         device = self._clip.logit_scale.device
         with torch.autocast(device.type, enabled=False):
-            return self._clip.encode_text(hpsv2_open_clip().tokenize(prompts).to(device), normalize=True)
+            features = self._clip.encode_text(hpsv2_open_clip().tokenize(prompts).to(device), normalize=False)
+            return F.normalize(features.to(at_least_float32(features.dtype)), dim=-1)
 
 
 def empty_clip(architecture: str) -> Any:

@@ -1,5 +1,7 @@
 """Several rewards as one: scored together by name, and summed where a gradient is wanted."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -56,13 +58,44 @@ class RewardMixture:
         for reward in self.rewards.values():
             reward.to(device)
 
+    def offload(self) -> None:
+        """Let the rewards' weights lie in CPU memory while they do not score; before `to`."""
+        for reward in self.rewards.values():
+            reward.offloaded = True
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """The back-propagated rewards on the device, all at once: their sum has one gradient."""
+        with ExitStack() as stack:
+            for name in self.differentiable:
+                stack.enter_context(self.rewards[name].at_work())
+            yield
+
     @torch.no_grad()
     def score(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> dict[str, Tensor]:
         """`[B]` float32 scores by reward name, unweighted and without gradient.
 
         Raises RewardError where a reward raises, or returns anything but B finite numbers.
         """
-        return {name: checked_score(reward, images, prompts, metadata).float() for name, reward in self.rewards.items()}
+        return self.score_all([(images, prompts, metadata)], images.device)
+
+    @torch.no_grad()
+    def score_all(
+        self, batches: Sequence[tuple[Tensor, list[str], list[dict]]], device: torch.device
+    ) -> dict[str, Tensor]:
+        """As `score`, of several batches whose images may wait elsewhere than on the device.
+
+        One reward after the other scores them all, so that an offloaded one comes to the device once.
+        """
+        scores = {}
+        for name, reward in self.rewards.items():
+            with reward.at_work():
+                of_batches = [
+                    checked_score(reward, images.to(device), prompts, metadata).float()
+                    for images, prompts, metadata in batches
+                ]
+            scores[name] = torch.cat(of_batches)
+        return scores
 
     def differentiable_scores(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> dict[str, Tensor]:
         """`[B]` scores of the back-propagated rewards by name, unweighted, with gradient to `images`.

@@ -1,6 +1,7 @@
 """PickScore: which picture would a person pick for the prompt? (METHOD section 6)"""
 
 from rtdmd_lightning.rewards.clip_models import ClipLogitReward
+from rtdmd_lightning.rewards.precision import TowerDtype
 from rtdmd_lightning.rewards.preprocess import Resize
 
 
@@ -14,6 +15,7 @@ class PickScoreReward(ClipLogitReward):
         processor: folder or hub id of the image processor and tokenizer, where the model's folder does not hold them.
         resize: of the pictures, antialiased: bicubic is the published processor's, with which PickScores are reported;
             bilinear is the paper's where PickScore is back-propagated, and only there (METHOD section 5.1).
+        dtype: of the network: bfloat16 and float16 take half its memory; `rewards/README.md` has what that does to the scores.
     """
 
     name = "pickscore"
@@ -22,5 +24,11 @@ class PickScoreReward(ClipLogitReward):
     divisor = 26.0
     reported_scale = divisor
 
-    def __init__(self, weights: str | None = None, processor: str | None = None, resize: Resize = "bicubic") -> None:
-        super().__init__(weights, processor, resize)
+    def __init__(
+        self,
+        weights: str | None = None,
+        processor: str | None = None,
+        resize: Resize = "bicubic",
+        dtype: TowerDtype = "float32",
+    ) -> None:
+        super().__init__(weights, processor, resize, dtype)

@@ -55,11 +55,11 @@ def check_settings(adapter: Adapter, settings: LoraSettings) -> None:
 def inject(transformer: nn.Module, name: str, adapter: Adapter) -> None:
     """Add a frozen float32 adapter beside whatever is there, not active yet. Raises UserError where it does not fit."""
     check_fit(adapter, transformer)
-    with warnings.catch_warnings():
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message="Already found a `peft_config` attribute"
         )  # a stack is what is wanted
-        stacked.inject(transformer, name, adapter.peft_config(), empty=True)
+        stacked.inject(transformer, name, adapter.peft_config())
     for path, update in adapter.layers.items():
         layer = transformer.get_submodule(path)
         assert isinstance(layer, LoraLayer)

@@ -24,13 +24,14 @@ from rtdmd_lightning.utils.errors import UserError, require
 class LoraSettings:
     """The trained adapters: `alpha/rank · B·A` is added to a layer's weight; A starts gaussian, B at zero (METHOD section 4).
 
-    rank: rows of A.
-    alpha: the scale is alpha / rank.
-    seed: of the gaussian A.
-    init_std: standard deviation of A; by default 1 / rank (stage 1). The paper's stage 2 starts from 1. With B at zero the
-        weights first move in proportion to A, so the learning rate belongs to it.
-    dtype: of the trained weights and of their optimizer's state.
-    targets: suffixes of the module paths that are adapted; without them the family's own, METHOD's.
+    Args:
+        rank: rows of A.
+        alpha: the scale is alpha / rank.
+        seed: of the gaussian A.
+        init_std: standard deviation of A; by default 1 / rank (stage 1). The paper's stage 2 starts from 1. With B at zero the
+            weights first move in proportion to A, so the learning rate belongs to it.
+        dtype: of the trained weights and of their optimizer's state.
+        targets: suffixes of the module paths that are adapted; without them the family's own, METHOD's.
     """
 
     rank: int = 32

@@ -58,10 +58,10 @@ class StackedLinear(Linear):
         return torch.cat(downs), torch.cat(ups, dim=1), scale
 
 
-def inject(transformer: nn.Module, name: str, config: LoraConfig, *, empty: bool = False) -> None:
-    """Add an adapter to the layers that the config names; `empty` leaves its weights on the meta device."""
+def inject(transformer: nn.Module, name: str, config: LoraConfig) -> None:
+    """Add an adapter to the layers that the config names, on the devices of these layers."""
     config._register_custom_module({nn.Linear: StackedLinear})  # as PEFT's guide to custom models has it
-    inject_adapter_in_model(config, transformer, adapter_name=name, low_cpu_mem_usage=empty)
+    inject_adapter_in_model(config, transformer, adapter_name=name)
 
 
 def select_together(transformer: nn.Module) -> Selection:

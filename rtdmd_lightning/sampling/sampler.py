@@ -123,9 +123,10 @@ class SDESampler(Sampler):
 class SamplerSettings:
     """The few-step sampler.
 
-    steps: raw timesteps, shifted by the backbone's own schedule.
-    eta: stochasticity of the rollouts that are trained on.
-    draw_eta: of the images that are evaluated, and what a model card recommends; by default eta too, as METHOD has it.
+    Args:
+        steps: raw timesteps, shifted by the backbone's own schedule.
+        eta: stochasticity of the rollouts that are trained on.
+        draw_eta: of the images that are evaluated, and what a model card recommends; by default eta too, as METHOD has it.
     """
 
     steps: list[int] = field(default_factory=lambda: [1000, 750, 500, 250])

@@ -75,6 +75,10 @@ class ExecutedStep:
         """The step's prediction of the clean samples."""
         return clean_from_velocity(self.state, self.velocity, sigma=self.sigma)
 
+    def to(self, device: torch.device) -> "ExecutedStep":
+        tensors = (self.state, self.velocity, self.noise, self.next_state)
+        return ExecutedStep(self.sigma, self.sigma_next, *(tensor.to(device) for tensor in tensors))
+
 
 @dataclass(frozen=True)
 class Trajectory:
@@ -107,8 +111,14 @@ class Trajectory:
 
     def __getitem__(self, index) -> "Trajectory":
         """The trajectories of some of the samples."""
+        return self._map(lambda tensor: tensor[index])
+
+    def to(self, device: torch.device) -> "Trajectory":
+        return self._map(lambda tensor: tensor.to(device))
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Trajectory":
         states, velocities, noises = (
-            tuple(tensor[index] for tensor in tensors) for tensors in (self.states, self.velocities, self.noises)
+            tuple(function(tensor) for tensor in tensors) for tensors in (self.states, self.velocities, self.noises)
         )
         return Trajectory(self.sigmas, states, velocities, noises)
 

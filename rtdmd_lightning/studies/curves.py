@@ -5,7 +5,6 @@ budgets make runs comparable: the number of generator updates and the seconds sp
 has reached. Between two evaluations a score is interpolated linearly; a run is never extrapolated.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 
 from rtdmd_lightning.evaluation.statistics import Estimate, estimate
 from rtdmd_lightning.utils.errors import UserError
+from rtdmd_lightning.utils.json_text import read_rows
 
 STEP, SECONDS = "step", "training_seconds"
 AXES = {STEP: "generator updates", SECONDS: "seconds of training"}
@@ -29,8 +29,7 @@ Runs = Mapping[str, Mapping[int, Curve]]
 
 def read_curve(path: Path) -> Curve:
     """The rows of an `eval.jsonl`. A run that was interrupted evaluates some steps again: the last row of a step counts."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    by_step = {row[STEP]: row for row in rows}
+    by_step = {row[STEP]: row for row in read_rows(path)}
     return [by_step[step] for step in sorted(by_step)]
 
 

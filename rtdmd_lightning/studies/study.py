@@ -2,14 +2,15 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from subprocess import STDOUT
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from rtdmd_lightning.studies.children import Children
 from rtdmd_lightning.studies.curves import Curve, read_curve
 from rtdmd_lightning.utils.checkpointing import CHECKPOINTS, LAST
 from rtdmd_lightning.utils.configuration import compose
@@ -21,10 +22,11 @@ from rtdmd_lightning.utils.files import slug, write_text
 class Variant:
     """One row of the comparison.
 
-    name: in the table.
-    options: overrides, as on the command line of `rtdmd_lightning.fit`.
-    config: another config than the study's.
-    seeds: others than the study's.
+    Args:
+        name: in the table.
+        options: overrides, as on the command line of `rtdmd_lightning.fit`.
+        config: another config than the study's.
+        seeds: others than the study's.
     """
 
     name: str
@@ -37,15 +39,16 @@ class Variant:
 class Study:
     """What is compared. Paths are relative to the folder that the command is run in.
 
-    config: of every run; it evaluates with `RewardEvalCallback`.
-    max_steps: generator updates of every run, the budget.
-    seeds: of the variants that name none.
-    metrics: what the table and the plot show of `eval.jsonl`.
-    runs: folder of the runs.
-    results: folder of table, numbers and plot, named after the study's file.
-    variants: the rows; the others are compared with the first.
-    parallel: runs at the same time, which share the machine's cores; seconds are comparable within a study. Small models gain
-        from it: a run of theirs uses a second core badly.
+    Args:
+        config: of every run; it evaluates with `RewardEvalCallback`.
+        max_steps: generator updates of every run, the budget.
+        seeds: of the variants that name none.
+        metrics: what the table and the plot show of `eval.jsonl`.
+        runs: folder of the runs.
+        results: folder of table, numbers and plot, named after the study's file.
+        variants: the rows; the others are compared with the first.
+        parallel: runs at the same time, which share the machine's cores; seconds are comparable within a study. Small models gain
+            from it: a run of theirs uses a second core badly.
     """
 
     config: str
@@ -111,7 +114,7 @@ class Run:
             )
         return found["finished"]
 
-    def execute(self, environment: dict[str, str]) -> None:
+    def execute(self, children: Children, environment: dict[str, str]) -> None:
         """Train, or go on training, in a process of its own; its output goes to `output.log`. Raises UserError if it fails."""
         record, log = self.folder / "run.json", self.folder / "output.log"
         last = self.folder / CHECKPOINTS / LAST
@@ -122,7 +125,7 @@ class Run:
         resume = [f"--ckpt_path={last}"] if last.is_file() else []
         with log.open("a") as output:
             command = [sys.executable, "-m", "rtdmd_lightning.fit", *self.arguments, *resume]
-            status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment).returncode
+            status = children.run(command, stdout=output, stderr=STDOUT, env=environment)
         if status:
             said = log.read_text().rstrip().rpartition("\n")[2]
             raise UserError(f"{self.variant}, seed {self.seed}, failed with status {status} (see {log}): {said}")
@@ -134,6 +137,8 @@ class Run:
         if not path.is_file():
             raise UserError(f"{self.folder} has no eval.jsonl: the study's config must evaluate (callbacks.evaluation)")
         curve = read_curve(path)
+        if not curve:
+            raise UserError(f"{path} has no finished evaluation")
         if missing := [metric for metric in metrics if metric not in curve[-1]]:
             raise UserError(f"{path} has no {missing[0]!r}; it has {', '.join(curve[-1])}")
         return curve

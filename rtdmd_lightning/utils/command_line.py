@@ -8,9 +8,10 @@ from rich.console import Console
 
 
 def wide_console(width: int = 120) -> Console:
-    """A console for tables, at least so wide: a log file has no width of its own."""
+    """A console for tables: as wide as the terminal, and where there is none, e.g. in a log file, at least so wide."""
     console = Console()
-    console.width = max(console.width, width)
+    if not console.is_terminal:
+        console.width = max(console.width, width)
     return console
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -25,6 +24,7 @@ from rtdmd_lightning.utils.own_code import errors_of_own_code, import_classes
 from rtdmd_lightning.utils.yaml_text import read_yaml
 
 FOR_MODULE = "for_module"
+EXAMPLE = "configs/cold_start/tiny_sd3.yaml"  # to be named where a config is wanted
 MOST_FILES = 200  # that a config and its defaults open; one that is named twice is opened twice
 
 
@@ -82,6 +82,13 @@ def expand_config_arguments(arguments: list[str]) -> list[str]:
 
     The parser itself would replace a mapping of a former config that it knows no keys of, e.g. that of the callbacks.
     """
+    merged, options = split_arguments(arguments)
+    import_classes(merged)
+    return [f"--config={yaml.safe_dump(merged, sort_keys=False)}", *options] if merged else options
+
+
+def split_arguments(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """All composed configs that a command line names, merged, and the other arguments. Nothing is imported."""
     merged: dict[str, Any] = {}
     options, rest = [], iter(arguments)
     for argument in rest:
@@ -91,11 +98,10 @@ def expand_config_arguments(arguments: list[str]) -> list[str]:
             continue
         path = value if equals else next(rest, None)
         if not path:
-            raise UserError("--config wants the path of a YAML file")
+            raise UserError(f"--config wants the path of a YAML file, for example {EXAMPLE}")
         config = compose(Path(path))
         merged = _merge(merged, for_module(config, _module_of(_merge(merged, config)), Path(path)))
-    import_classes(merged)
-    return [f"--config={yaml.safe_dump(merged, sort_keys=False)}", *options] if merged else options
+    return merged, options
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -123,6 +129,8 @@ def _module_of(config: dict[str, Any]) -> str | None:
 def refusals_of_libraries() -> Iterator[None]:
     """While a command line's objects are made, what libraries raise of values that they cannot use is input at fault too, and so
     is what classes of the user's own raise."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException  # late, as all of Lightning
+
     try:
         with errors_of_own_code():
             yield

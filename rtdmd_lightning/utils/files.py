@@ -78,6 +78,8 @@ def writing(path: Path) -> Iterator[None]:
     except Exception as error:
         if (found := disk_error_in(error)) is not None:
             told = str(found.strerror)
+        elif isinstance(error, FileNotFoundError) and not path.parent.exists():
+            told = f"there is no folder {path.parent}"
         elif isinstance(error, SafetensorError) and "I/O error" in str(error):
             told = first_line(error)
         else:

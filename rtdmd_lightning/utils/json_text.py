@@ -30,6 +30,17 @@ def read_json(path: Path) -> Any:
     return parse_json(path.read_bytes(), str(path))
 
 
+def read_rows(path: Path) -> list[Any]:
+    """The values in the lines of a file, none if there is no file. A last line without an end is left out: it was being written.
+
+    Raises UserError as `parse_json` does.
+    """
+    if not path.is_file():
+        return []
+    *lines, _ = path.read_bytes().split(b"\n")
+    return [parse_json(line, f"{path} line {number}") for number, line in enumerate(lines, start=1)]
+
+
 def check_letters(value: Any, place: str) -> None:
     """Raises UserError for a text with a lone surrogate, anywhere in the value."""
     try:

@@ -7,7 +7,6 @@ from datetime import timedelta
 from typing import Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 
 from rtdmd_lightning.utils.errors import UserError, first_line
 
@@ -21,8 +20,24 @@ def use_matmul_precision(precision: MatmulPrecision, device: torch.device) -> No
     """
     if device.type == "cpu":
         return
+    from lightning.pytorch.utilities import rank_zero_info  # late, as all of Lightning
+
     torch.set_float32_matmul_precision(precision)
     rank_zero_info(f"float32 matrix products: {precision} precision (--float32_matmul_precision)")
+
+
+def allow_cudnn_attention(allowed: bool, device: torch.device) -> None:
+    """Whether torch may choose cuDNN's attention on an accelerator, told in the log where it may.
+
+    It is the fastest on Hopper. With torch 2.11 (cuDNN 9.19) its backward pass left its memory at FLUX.1-dev's shapes.
+    """
+    if device.type == "cpu":
+        return
+    torch.backends.cuda.enable_cudnn_sdp(allowed)
+    if allowed:
+        from lightning.pytorch.utilities import rank_zero_info
+
+        rank_zero_info("torch may choose cuDNN's attention (--cudnn_attention)")
 
 
 TIMEOUT = timedelta(hours=6)

@@ -1,5 +1,6 @@
 """A run's folder. It is the project's own, whatever loggers a run has: checkpoints, evaluations, images and result are in it."""
 
+import errno
 import fcntl
 import shutil
 from collections.abc import Iterator
@@ -7,12 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lightning import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
 from rtdmd_lightning.utils.checkpointing import PARTIAL_SUFFIX
 from rtdmd_lightning.utils.errors import UserError
 from rtdmd_lightning.utils.files import PARTIAL_PREFIX
 
 LOCK = ".lock"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems that know none
 
 
 def run_folder(trainer: Trainer) -> Path:
@@ -24,7 +27,8 @@ def run_folder(trainer: Trainer) -> Path:
 def locked(folder: Path) -> Iterator[None]:
     """While the body runs, no other process has this folder. Raises UserError where one has it already.
 
-    The system holds the lock for the process, so that a killed one leaves none behind; the empty file stays.
+    The system holds the lock for the process, so that a killed one leaves none behind; the empty file stays. Where the file
+    system knows no locks, that is told, and the body runs without one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a") as file:
@@ -34,6 +38,12 @@ def locked(folder: Path) -> Iterator[None]:
             raise UserError(
                 f"a run is being trained in {folder}: wait for it, or give this one another --run_dir"
             ) from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            rank_zero_warn(
+                f"the file system of {folder} knows no locks: a second run in this folder will not be refused"
+            )
         yield
 
 

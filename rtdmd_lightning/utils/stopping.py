@@ -10,7 +10,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from torch.distributed import DistError, Store
@@ -18,6 +20,26 @@ from torch.distributed import DistError, Store
 GRACE = 25.0  # seconds; SLURM and Kubernetes kill 30 seconds after SIGTERM
 POLL = 0.5  # seconds between two looks at what other processes have heard
 ENDING = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """While nothing is trained, SIGTERM or Ctrl-C ends this process at once: nothing is to be saved.
+
+    The status is 128 + the signal's number.
+    """
+    before = {one: signal.signal(one, _end) for one in ENDING}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    name = signal.Signals(number).name
+    print(f"{name}: the run ends at once; --ckpt_path=last goes on with it, or begins it", file=sys.stderr, flush=True)
+    os._exit(128 + number)  # what exceptions pass through on their way, Lightning for one, has other ideas of a status
 
 
 class StopSignals:

@@ -38,6 +38,7 @@ def fires(alarm, trained, **held_out):
         ([0.5, 0.6, 0.7, 0.8], [1.0, 2.0, 1.5, 1.7], [2]),  # first with the reward, then against it; it recovers
         ([0.5, 0.9, 0.8], [1.0, 1.5, 1.0], []),  # at the peak the reward stood higher
         ([0.5, 0.6, 0.7], [-1.0, -1.1, -1.3], [2]),  # a score below zero
+        ([0.5, 0.7, 0.6], [1.0, 1.0, 0.7], []),  # as high again: the later one counts
         ([0.5], [1.0], []),
     ],
 )

@@ -22,6 +22,18 @@ def steps_evaluated(folder):
     return [line.partition(",")[0] for line in (folder / "runs/run/eval.jsonl").read_text().splitlines()]
 
 
+def under_torchrun(*arguments):
+    """`fit ARGUMENTS` as two processes."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.run(
+        [*torchrun, "-m", "rtdmd_lightning.fit", *arguments],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=300,  # for the imports, three times; a process that hangs does so for half an hour
+    )
+
+
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_it_ends_after_the_update_and_goes_on_bit_for_bit(name, status, tiny_folder, tmp_path):
     config, whole = write_config(tmp_path / "ended", tiny_folder, **NEVER), tmp_path / "whole"
@@ -40,10 +52,27 @@ def test_it_ends_after_the_update_and_goes_on_bit_for_bit(name, status, tiny_fol
         assert_identical(one[part], other[part])
 
 
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_before_the_training_it_ends_at_once(name, status, tiny_folder, tmp_path):
+    config = ("--config", str(write_config(tmp_path, tiny_folder)))
+    loading = ["--callbacks.signal=tests.support.tiny.SignalBeforeTraining", f"--callbacks.signal.name={name}"]
+    ended = run(*config, *loading, check=False)
+    assert ended.returncode == status
+    assert f"{name}: the run ends at once" in ended.stderr
+    assert "Traceback" not in ended.stderr and "graceful" not in ended.stderr
+
+
+def test_so_do_two_processes_when_one_of_them_is_told_between_loading_and_training(tiny_folder, tmp_path):
+    """Lightning's own handler waits there for what the other process never sends."""
+    before = ["--callbacks.signal=tests.support.tiny.SignalBeforeTraining", "--callbacks.signal.name=SIGTERM"]
+    options = [*STRATEGIES["ddp"], "--trainer.devices=2", "--callbacks.signal.rank=1", "--callbacks.signal.loaded=true"]
+    ended = under_torchrun("--config", str(write_config(tmp_path, tiny_folder)), *before, *options)
+    assert ended.returncode != 0 and "SIGTERM: the run ends at once" in ended.stderr
+
+
 @pytest.mark.parametrize(("strategy", "evaluating"), [("ddp", False), ("fsdp2", True)])
 def test_all_processes_end_after_the_same_update_whichever_hears_it(strategy, evaluating, tiny_folder, tmp_path):
     config = str(write_config(tmp_path, tiny_folder, **NEVER))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     heard = [
         SIGNAL,
         "--callbacks.signal.step=1",
@@ -51,13 +80,7 @@ def test_all_processes_end_after_the_same_update_whichever_hears_it(strategy, ev
         f"--callbacks.signal.evaluating={evaluating}",
     ]
     training = ["--config", config, "--trainer.max_steps=50", "--trainer.devices=2", *STRATEGIES[strategy], *heard]
-    ended = subprocess.run(
-        [*torchrun, "-m", "rtdmd_lightning.fit", *training],
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=300,  # for the imports, three times; a process that hangs does so for half an hour
-    )
+    ended = under_torchrun(*training)
     assert ended.returncode != 0
     assert "SIGTERM: the run has ended after update 3" in ended.stderr  # heard in the second, obeyed after the next
     assert load_checkpoint(tmp_path)["global_step"] == 3

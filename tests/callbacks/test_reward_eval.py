@@ -9,14 +9,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-from torchvision.io import read_image
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torchvision.io import decode_image, read_image
 
 from rtdmd_lightning import fit
 from rtdmd_lightning.callbacks import RewardEvalCallback, reward_eval
 from rtdmd_lightning.callbacks.diversity import DiversitySettings
+from rtdmd_lightning.callbacks.reward_eval import evaluated_steps
 from rtdmd_lightning.data.prompts import load_prompts
 from rtdmd_lightning.rewards.base import Reward
-from rtdmd_lightning.rewards.mixture import RewardError
+from rtdmd_lightning.rewards.cleanness import CleannessReward
+from rtdmd_lightning.rewards.mixture import RewardError, RewardMixture
+from rtdmd_lightning.rewards.shapes import ShapesReward
 from rtdmd_lightning.roles.roles import EMA, GENERATOR
 from rtdmd_lightning.utils.errors import UserError
 from tests.support.held_out import COUNT, PROMPTS, Length
@@ -215,6 +220,28 @@ def test_an_evaluation_leaves_a_row_and_a_grid(tmp_path, fake_trainer):
     assert (tmp_path / "images/step_000014.png").is_file()
 
 
+def test_a_row_that_a_kill_has_cut_off_is_gone_with_the_next(tmp_path, fake_trainer):
+    callback().evaluate(fake_trainer(step=7), Student())
+    rows = tmp_path / "eval.jsonl"
+    first = rows.read_text()
+    rows.write_text(first + first[:20])
+    assert evaluated_steps(rows) == {7}
+    callback().evaluate(fake_trainer(step=14), Student())
+    assert rows.read_text().startswith(first) and evaluated_steps(rows) == {7, 14}
+
+
+def test_the_grid_is_in_tensorboard_as_in_the_folder(tmp_path, fake_trainer):
+    trainer = fake_trainer()
+    trainer.loggers = [TensorBoardLogger(tmp_path, name="", version="")]
+    callback().evaluate(trainer, Student())
+    trainer.loggers[0].experiment.flush()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    (shown,) = events.Images("eval/images")
+    picture = decode_image(torch.frombuffer(bytearray(shown.encoded_image_string), dtype=torch.uint8))
+    assert shown.step == 7
+    assert (picture.int() - read_image(str(tmp_path / "images/step_000007.png")).int()).abs().max() <= 1  # of rounding
+
+
 def test_the_runs_folder_need_not_exist_yet(tmp_path, fake_trainer):
     callback().evaluate(trainer_in(tmp_path / "new"), Student())
     assert (tmp_path / "new/eval.jsonl").is_file()
@@ -287,3 +314,13 @@ def test_in_a_run_it_evaluates_the_ema_on_time_and_at_the_end_and_checkpoints_ca
     )
     assert last == pytest.approx(ema, abs=1e-5)
     assert min(abs(first - last), abs(generator - last)) > 1e-4  # neither the earlier weights nor the generator's own
+
+
+def test_held_out_rewards_lie_where_the_trained_ones_do():
+    for offloaded in (False, True):
+        trained, held_out = ShapesReward(), CleannessReward()
+        module = SimpleNamespace(rewards=RewardMixture([trained], {trained.name: 1.0}), device=torch.device("cpu"))
+        trained.offloaded = offloaded
+        callback = RewardEvalCallback("shapes:train", [held_out], every_n_updates=1)
+        callback.on_train_start(None, module)
+        assert held_out.offloaded == offloaded

@@ -318,3 +318,12 @@ def test_whole_numbers_are_no_embedding_even_alone(tmp_path):
     save_file({"embeds": torch.ones(1, 7, 5, dtype=torch.int32)}, store.path("a"))
     with pytest.raises(UserError, match="int32"):
         store.read("a")
+
+
+def test_a_cache_that_is_wrong_throughout_is_told_by_what_the_backbone_wants(tmp_path):
+    """There is no other embedding that it could differ from."""
+    embedder = counting_embedder(tmp_path)
+    embedder.store.path("a").parent.mkdir(parents=True)
+    save_file({"embeds": torch.zeros(1, 3, 4), "pooled": torch.zeros(1, 5)}, embedder.store.path("a"))
+    with pytest.raises(UserError, match=r"of 'a' is damaged .*\[1, 3, 4\].* not .*\[1, 3, 2\]"):
+        embedder(["a"], CPU)

@@ -67,6 +67,19 @@ def test_two_processes_make_the_single_process_update_and_a_checkpoint_that_one_
     assert_same(load_checkpoint(resumed)["state_dict"], state_after(single, 3))
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_micro_batches_of_two_processes_are_four_of_one(strategy, pair, single, tiny_folder, tmp_path):
+    """And both are the whole batch in one pass."""
+    alone = tmp_path / "alone"
+    config = str(write_config(alone, tiny_folder, checkpoint_every=2, micro_batch_size=1))
+    fit.main(["--config", config])
+    config = str(write_config(tmp_path / "together", tiny_folder, checkpoint_every=2, micro_batch_size=1))
+    pair.fit("--config", config, *STRATEGIES[strategy])
+    four = load_checkpoint(alone)["state_dict"]
+    assert_same(load_checkpoint(tmp_path / "together")["state_dict"], four)
+    assert_same(four, state_after(single, 2))
+
+
 def test_an_unsharded_checkpoint_is_refused_under_fsdp2(pair, single, tiny_folder, tmp_path):
     config = str(write_config(tmp_path, tiny_folder))
     last = single / "runs/run/checkpoints/last.ckpt"

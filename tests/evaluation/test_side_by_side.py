@@ -2,22 +2,31 @@
 
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from rtdmd_lightning.data.prompts import spread
 from rtdmd_lightning.evaluation.images import read_image
 from rtdmd_lightning.evaluation.settings import Gallery
-from rtdmd_lightning.evaluation.side_by_side import save_side_by_side, write_side_by_side
-from tests.support.scores import SCORES, draw_files, hand_made
+from rtdmd_lightning.evaluation.side_by_side import RIGHT, WRONG, save_side_by_side, write_side_by_side
+from tests.support.scores import PROMPTS, SCORES, draw_files, hand_made
 
 WHITE = Image.new("RGB", (8, 8), "white")
 
 
+def near(picture, color):
+    return (picture - torch.tensor(color)[:, None, None]).abs().amax(dim=0) < 0.01
+
+
+def place(picture, color):
+    """The mean `(y, x)` of a colour."""
+    return near(picture, color).nonzero().double().mean(dim=0).tolist()
+
+
 def centre(picture, color):
     """`(y, x)` of an image of one colour."""
-    found = (picture - torch.tensor(color)[:, None, None]).abs().amax(dim=0) < 0.01
-    assert found.sum() > 40 * 40
-    return found.nonzero().double().mean(dim=0).tolist()
+    assert near(picture, color).sum() > 40 * 40
+    return place(picture, color)
 
 
 @pytest.mark.parametrize("side", [16, 200])  # enlarged with hard edges; made smaller
@@ -41,6 +50,28 @@ def test_of_several_images_of_a_prompt_the_first_is_shown(tmp_path):
         draw_files(results, tmp_path / name)
         write_side_by_side(results.sets["held-out"], tmp_path / name, Gallery(), tmp_path / f"{name}.png")
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "several.png").read_bytes()
+
+
+def test_right_and_wrong_images_have_frames(tmp_path):
+    save_side_by_side({"a": [WHITE, WHITE]}, ["b", "c"], tmp_path / "marked.png", right={"a": [True, False]})
+    picture = read_image(tmp_path / "marked.png")[:3]
+    (_, right), (_, wrong) = (place(picture, to_rgb(color)) for color in (RIGHT, WRONG))
+    assert right < wrong
+    save_side_by_side({"a": [WHITE, WHITE]}, ["b", "c"], tmp_path / "plain.png")
+    assert not near(read_image(tmp_path / "plain.png")[:3], to_rgb(RIGHT)).any()
+
+
+def test_the_verdict_of_a_reward_is_whether_its_score_is_1(tmp_path):
+    results = hand_made()
+    draw_files(results, tmp_path)
+    result, marked, wanted = results.sets["held-out"], tmp_path / "marked.png", tmp_path / "wanted.png"
+    write_side_by_side(result, tmp_path, Gallery(), marked, verdict="strict")
+    rows = {entry: [Image.open(tmp_path / file) for file in files] for entry, files in result.files.items()}
+    right = {"teacher": (1, 0, 1, 0), "cold | start": (1, 0, 1, 0), "<RTDMD>": (1, 1, 0, 1)}
+    save_side_by_side(
+        rows, PROMPTS, wanted, right={entry: [bool(x) for x in of_one] for entry, of_one in right.items()}
+    )
+    assert marked.read_bytes() == wanted.read_bytes()
 
 
 def test_names_and_prompts_are_written_as_they_are(tmp_path):

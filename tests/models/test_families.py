@@ -7,6 +7,8 @@ from itertools import pairwise
 import pytest
 import torch
 from diffusers import Flux2KleinPipeline, FluxPipeline
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_dispatch import AttentionBackendName
 
 from rtdmd_lightning.callbacks.export import write_adapter
 from rtdmd_lightning.models.flux import FluxBackbone
@@ -164,6 +166,18 @@ def test_without_weights_a_transformer_has_all_tensors_that_it_has_with_them_and
         assert not any(parameter.requires_grad for parameter in blank.parameters())
 
 
+def test_flux2s_latents_are_scaled_by_the_variance_and_its_eps(folders):
+    """The published autoencoder's eps, 1e-4, is alone where the variance is 0."""
+    backbone = tiny_backbones(folders)["flux2"]
+    backbone.load()
+    latents = torch.randn(1, backbone.tokens, 16)
+    backbone.loaded.vae.bn.running_mean.zero_()
+    for variance, scale in ((0.0, 0.01), (3e-4, 0.02)):
+        backbone.loaded.vae.bn.running_var.fill_(variance)
+        found = backbone.to_vae_latents(latents)
+        assert float(found.std() / latents.std()) == pytest.approx(scale, rel=1e-3)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_decode_passes_gradients_to_the_latents(folders, name):
     module = built(folders, name)
@@ -276,3 +290,29 @@ def test_a_static_shift_is_used_where_the_scheduler_has_one(folders, tmp_path):
 
 def test_the_pipelines_are_the_families_own():
     assert FluxBackbone.pipeline_class is FluxPipeline and Flux2Backbone.pipeline_class is Flux2KleinPipeline
+
+
+@pytest.mark.parametrize("name", ["flux", "flux2_two_bases"])
+def test_an_attention_backend_is_used_by_every_base(folders, name):
+    modules = [built(folders, name, backbone=options) for options in ({}, {"attention_backend": "_native_math"})]
+    latents = torch.randn(2, *modules[0].backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
+    try:
+        for role in (GENERATOR, FAKE_SCORE):
+            one, other = (m.roles.velocity(role, latents, 0.5, m.embed(PROMPTS, CPU)) for m in modules)
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        processors = [
+            module.processor
+            for base in modules[1].roles.bases
+            for module in base.modules()
+            if isinstance(module, AttentionModuleMixin)
+        ]
+        assert {processor._attention_backend for processor in processors} == {AttentionBackendName._NATIVE_MATH}
+    finally:
+        modules[1].roles.transformer.set_attention_backend("native")  # diffusers keeps one for the process too
+
+
+@pytest.mark.parametrize("backend", ["flash", "nonsense"])
+def test_an_attention_backend_that_is_not_there_is_refused_before_weights_are_read(folders, backend):
+    backbone = tiny_backbones(folders, attention_backend=backend)["flux"]
+    with pytest.raises(UserError, match=f"attention_backend {backend} cannot be used"):
+        backbone.check()

@@ -144,7 +144,7 @@ def test_the_rewards_gradient_through_decoder_and_generator_is_its_slope(single)
 
     def reward():
         sample = clean_from_velocity(state, module.roles.velocity(GENERATOR, state, sigma, conditioning), sigma=sigma)
-        return module.reward_backprop.reward(sample, batch).mean()
+        return module.final_step_loss.reward_backprop.reward(sample, batch).mean()
 
     parameters = module.roles.parameters_of(GENERATOR)
     gradient = torch.autograd.grad(reward(), parameters)

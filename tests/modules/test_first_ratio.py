@@ -35,6 +35,13 @@ def test_the_largest_deviation_of_all_processes_counts():
         FirstRatio(PolicySettings())(noted(2e-6, 9e-6), lambda values: torch.cat([values, other]))
 
 
+@pytest.mark.parametrize("clip_range", [1e-5, 1e-3])
+def test_beyond_the_clip_range_is_beyond_it_by_anything(clip_range):
+    FirstRatio(PolicySettings(clip_range=clip_range))(noted(0.99 * clip_range), alone)
+    with pytest.raises(UserError, match="clip_range"):
+        FirstRatio(PolicySettings(clip_range=clip_range))(noted(1.01 * clip_range), alone)
+
+
 def test_only_the_first_update_is_looked_at():
     """Of an algorithm with several updates on its rollouts the later ones have other ratios on purpose."""
     check = FirstRatio(PolicySettings())

@@ -82,7 +82,7 @@ def run(golden, monkeypatch):
 
     spy, steps = Spy(monkeypatch), Steps(module, monkeypatch)
     spy.on(module, "roll_out_to", "last_step")
-    spy.on(module.optimize, "update")
+    spy.on(module.optimize, "backward")
     monkeypatch.setattr(module.fake_score_loss, "sampler", copy.copy(module.sampler))
     monkeypatch.setattr(module.matching_loss, "sampler", module.fake_score_loss.sampler)
     spy.on(module.fake_score_loss.sampler, "step")  # not that of the rollouts
@@ -156,7 +156,7 @@ def test_fake_score_losses(golden, cycle, number):
         close(moved, golden[f"{name}/branch_{branch}/x"])
     close(spy.results("fake_score_loss")[number], told["ambient"])
     close(spy.results("consistency_loss")[number], told["consistency"])
-    (role, loss), *_ = spy.calls["update"][number]
+    (role, loss), *_ = spy.calls["backward"][number]
     assert role == FAKE_SCORE
     close(loss, told["loss"])
 
@@ -168,7 +168,7 @@ def test_generator_loss(golden, cycle):
         args, _, back = spy.calls["step"][call]
         close(args[1], golden[f"generator/{role}_velocity"])
         close(back, golden[f"generator/x_s_{role}"])
-    (_, loss), *_ = spy.calls["update"][3]
+    (_, loss), *_ = spy.calls["backward"][3]
     close(loss, told["loss"])
     pull = (2 * loss.double() * golden["generator/x_s"].numel()).sqrt()  # L_G is half the mean square of the pull
     close(pull, told["gradient_l2"])

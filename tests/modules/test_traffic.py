@@ -118,7 +118,8 @@ def test_an_optimizer_step_reads_the_device_once(tiny_folder, role):
         for parameter in module.roles.parameters_of(role):
             parameter.grad = torch.zeros_like(parameter)
         traffic.take()
-        module.optimize.update(role, torch.ones((), device=module.device))
+        module.optimize.backward(role, torch.ones((), device=module.device))
+        module.optimize.step(role)
         assert traffic.take() == {"reads": 1}
 
 

@@ -12,7 +12,8 @@ TRACE = Trace(
     gradients=40,
     vae=7,
     text_encoders=500,
-    rewards=3,
+    rewards={"clipscore": 1, "geneval": 2},
+    differentiable={"clipscore": 1},
     checkpointed={"rollout": 60, "fake-score step": 140},
     full={"rollout": 60, "fake-score step": 940},
 )

@@ -77,10 +77,31 @@ def weight(parameters) -> int:
     "arguments",
     [
         ["--config=configs/cold_start/tiny_sd3.yaml", "--model.batch_size=8"],
-        ["--config=configs/cold_start/tiny_sd3.yaml", "--model.batch_size=8", "--model.backbone.quantization=nf4"],
         ["--config=configs/rtdmd/tiny_sd3.yaml", "--model.micro_batches=1", "--model.batch_size=16"],
+        ["--config=configs/cold_start/tiny_sd3.yaml", "--model.batch_size=16", "--model.micro_batch_size=4"],
+        [
+            "--config=configs/rtdmd/tiny_sd3.yaml",
+            "--model.micro_batches=1",
+            "--model.batch_size=32",
+            "--model.micro_batch_size=8",
+        ],
+        ["--config=configs/cold_start/tiny_sd3.yaml", "--model.batch_size=8", "--model.backbone.quantization=int8"],
+        [
+            "--config=configs/rtdmd/tiny_sd3.yaml",
+            "--model.micro_batches=1",
+            "--model.batch_size=16",
+            "--model.micro_batch_size=8",
+            "--model.backbone.quantization=nf4",
+        ],
     ],
-    ids=["cold_start", "cold_start, nf4", "rtdmd"],
+    ids=[
+        "cold_start",
+        "rtdmd",
+        "cold_start in micro-batches",
+        "rtdmd in micro-batches",
+        "cold_start in int8",
+        "rtdmd in nf4 and micro-batches",
+    ],
 )
 def test_parts_are_the_real_ones_and_the_peak_is_within_15_percent(arguments, monkeypatch, tmp_path):
     """The plan sees one and two of the four equal blocks, the run all of them."""

@@ -4,11 +4,15 @@ import pytest
 import torch
 from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.testing import CompileCounter
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 
 from rtdmd_lightning.losses import total
 from rtdmd_lightning.modules import ACDMDModule
 from rtdmd_lightning.roles import compiling
-from rtdmd_lightning.roles.roles import EMA, FAKE_SCORE, GENERATOR
+from rtdmd_lightning.roles.lora import LoraSettings
+from rtdmd_lightning.roles.roles import EMA, FAKE_SCORE, GENERATOR, Roles
+from rtdmd_lightning.roles.sharding import Sharding
 from rtdmd_lightning.utils.randomness import SampleRandom
 from tests.support.tiny import tiny_backbone
 from tests.support.tiny_backbones import module_of, save_all, tiny_backbones
@@ -105,3 +109,32 @@ def test_more_graphs_than_the_roles_need_are_an_error(tiny_folder, monkeypatch):
         for count in range(1, 6):
             latents = torch.randn(count, *module.backbone.latent_shape())
             module.roles.velocity(GENERATOR, latents, 0.5, conditioning.expand(count))
+
+
+def test_sharded_blocks_are_compiled_as_whole_ones(tiny_folder, process_group):
+    """FSDP2's hooks gather a block's weights around its compiled forward pass."""
+
+    def built(sharding: Sharding | None) -> Roles:
+        backbone = tiny_backbone(tiny_folder)
+        stacks, settings = {GENERATOR: (GENERATOR,)}, LoraSettings(rank=4, alpha=8)
+        roles = Roles(backbone, stacks, [GENERATOR], settings, {}, sharding=sharding)
+        draw = torch.Generator().manual_seed(0)
+        for parameter in roles.parameters_of(GENERATOR):
+            own = parameter.data.to_local() if isinstance(parameter, DTensor) else parameter.data
+            own.copy_(torch.randn(parameter.shape, generator=draw))
+        return roles
+
+    def velocity_and_gradients(roles: Roles) -> list[torch.Tensor]:
+        latents = torch.randn(2, *roles.backbone.latent_shape(), generator=torch.Generator().manual_seed(0))
+        velocity = roles.velocity(GENERATOR, latents, 0.5, roles.backbone.encode_prompts(PROMPTS))
+        with roles.role(GENERATOR):
+            velocity.square().mean().backward()
+        gradients = [parameter.grad for parameter in roles.parameters_of(GENERATOR) if parameter.grad is not None]
+        return [velocity, *(grad.full_tensor() if isinstance(grad, DTensor) else grad for grad in gradients)]
+
+    whole, sharded = built(None), built(Sharding(init_device_mesh("cpu", (1,))))
+    counter = CompileCounter()
+    compiling.compile_blocks(sharded.transformer, sharded.backbone.block_classes, 1, counter)
+    for one, other in zip(velocity_and_gradients(sharded), velocity_and_gradients(whole), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    assert counter.frame_count > 0

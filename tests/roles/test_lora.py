@@ -1,5 +1,7 @@
 """Roles on one base: what is adapted, what trains, what a switch leaves behind."""
 
+from itertools import combinations
+
 import pytest
 import torch
 
@@ -133,6 +135,18 @@ def test_initial_adapters_depend_on_seed_and_name_only(tiny_folder):
     first, second = tiny_module(tiny_folder), tiny_module(tiny_folder)
     for one, other in zip(first.roles.parameters_of(GENERATOR), second.roles.parameters_of(GENERATOR), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_initial_adapters_of_other_seeds_and_other_names_differ_in_every_layer(tiny_folder):
+    first = tiny_module(tiny_folder, lora=lora.LoraSettings(rank=4, alpha=8, seed=0))
+    second = tiny_module(tiny_folder, lora=lora.LoraSettings(rank=4, alpha=8, seed=1))
+    drawn = [
+        [value for path, value in module.roles.adapter_state_dict(name).items() if ".lora_A." in path]
+        for module, name in ((first, GENERATOR), (second, GENERATOR), (first, FAKE_SCORE))
+    ]
+    for layers in zip(*drawn, strict=True):
+        for one, other in combinations(layers, 2):
+            assert not torch.isclose(one, other).any(dim=1).all()
 
 
 @pytest.mark.parametrize("std", [None, 1.0])

@@ -14,7 +14,7 @@ from jsonargparse import ArgumentError
 from rtdmd_lightning import fit
 from rtdmd_lightning import study as comparing
 from rtdmd_lightning.callbacks import RewardEvalCallback
-from rtdmd_lightning.studies import study as studying
+from rtdmd_lightning.studies.children import Children
 from rtdmd_lightning.studies.curves import SECONDS, STEP, read_curve
 from rtdmd_lightning.studies.study import grid, load_study, write_json
 from rtdmd_lightning.study import compare
@@ -60,7 +60,7 @@ def processes(monkeypatch):
     """
     seen = SimpleNamespace(commands=[], threads=[], status=0, together=threading.Barrier(1))
 
-    def run(command, *, stdout, stderr, env):
+    def run(self, command, *, stdout, stderr, env):
         seen.commands.append(command)
         seen.threads.append(env.get("OMP_NUM_THREADS"))
         seen.together.wait(timeout=120)
@@ -68,9 +68,9 @@ def processes(monkeypatch):
         stdout.write("loading\nerror: the reason\n")
         rows = [{STEP: step, SECONDS: 2.0 * step, "eval/shapes": 0.1 * step} for step in (2, 4)]
         (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return SimpleNamespace(returncode=seen.status)
+        return seen.status
 
-    monkeypatch.setattr(studying.subprocess, "run", run)
+    monkeypatch.setattr(Children, "run", run)
     return seen
 
 
@@ -255,5 +255,16 @@ def test_a_study_that_trains_goes_on_after_an_interruption(tiny_folder, tmp_path
     after = run.curve(["eval/shapes"])
     assert [row[STEP] for row in after] == [1, 2] and after[0] == before[0]
     assert after[1][SECONDS] > before[0][SECONDS]  # the seconds before the interruption count
-    monkeypatch.setattr(studying.subprocess, "run", lambda *_, **__: pytest.fail("a finished run was started again"))
+    monkeypatch.setattr(Children, "run", lambda *_, **__: pytest.fail("a finished run was started again"))
     compare(study)
+
+
+def test_a_torn_last_row_is_left_out_and_a_curve_of_nothing_else_is_refused(write_study, tmp_path):
+    (run, *_) = grid(load_study(write_study()))
+    run.folder.mkdir(parents=True)
+    rows = run.folder / "eval.jsonl"
+    rows.write_text('{"step": 1, "eval/shapes": 0.5}\n{"step": 2, "eval/sha')
+    assert run.curve(["eval/shapes"]) == [{"step": 1, "eval/shapes": 0.5}]
+    rows.write_text('{"step": 1')
+    with pytest.raises(UserError, match=r"eval\.jsonl has no finished evaluation"):
+        run.curve(["eval/shapes"])

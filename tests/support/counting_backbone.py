@@ -20,6 +20,9 @@ class CountingBackbone:
         letters = torch.tensor([float(ord(prompt[:1] or " ")) for prompt in prompts])
         return Conditioning(lengths[:, None, None].repeat(1, 3, 2), letters[:, None].repeat(1, 5))
 
+    def blank_conditioning(self, count: int) -> Conditioning:
+        return Conditioning(torch.zeros(count, 3, 2), torch.zeros(count, 5))
+
 
 def assert_encodes(conditioning: Conditioning, prompts: list[str]) -> None:
     expected = CountingBackbone().encode_prompts(prompts)

@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import TextIO
@@ -28,7 +29,7 @@ class Pair:
 
     def __init__(self, log: Path) -> None:
         self._server = socket.create_server(("127.0.0.1", 0))
-        self._server.settimeout(TIMEOUT)
+        self._server.settimeout(1)
         self._streams: list[TextIO] = []
         self._log = log
         launcher = [
@@ -40,7 +41,8 @@ class Pair:
             "tests.support.pair",
         ]
         port = str(self._server.getsockname()[1])
-        environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "PAIR_PORT": port}
+        path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+        environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "PAIR_PORT": port}
         with log.open("w") as output:
             self._launcher = subprocess.Popen(
                 [sys.executable, *launcher], env=os.environ | environment, stdout=output, stderr=subprocess.STDOUT
@@ -67,9 +69,7 @@ class Pair:
     def _run(self, arguments: tuple[str, ...]) -> list[str | None]:
         try:
             while len(self._streams) < PROCESSES:
-                connection, _ = self._server.accept()
-                connection.settimeout(TIMEOUT)
-                self._streams.append(connection.makefile("rw"))
+                self._streams.append(self._accept())
             for stream in self._streams:
                 stream.write(json.dumps([*arguments, f"--trainer.devices={PROCESSES}"]) + "\n")
                 stream.flush()
@@ -77,6 +77,19 @@ class Pair:
         except (TimeoutError, json.JSONDecodeError) as error:
             self.close()  # the tests after this one fail at once
             raise AssertionError(f"a process hangs or died: {self._log.read_text()[-5000:]}") from error
+
+    def _accept(self) -> TextIO:
+        """The next process that has come up. Raises TimeoutError if none does, at once where they have ended."""
+        until = time.monotonic() + TIMEOUT
+        while True:
+            try:
+                connection, _ = self._server.accept()
+            except TimeoutError:
+                if time.monotonic() > until or self._launcher.poll() is not None:
+                    raise
+                continue
+            connection.settimeout(TIMEOUT)
+            return connection.makefile("rw")
 
 
 def serve() -> None:

@@ -194,6 +194,21 @@ class KillDuringStep(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class SignalBeforeTraining(Callback):
+    """Sends a process a signal before its models are read; or when they are, before the first update."""
+
+    def __init__(self, name: str, rank: int = 0, loaded: bool = False) -> None:
+        self.signal, self.rank, self.loaded = signal.Signals[name], rank, loaded
+
+    def setup(self, trainer, pl_module, stage: str) -> None:
+        if not self.loaded:
+            os.kill(os.getpid(), self.signal)
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        if trainer.global_rank == self.rank:
+            os.kill(os.getpid(), self.signal)
+
+
 class SignalDuringStep(Callback):
     """Sends a process a signal inside a training step, before its generator's update; or in the evaluation after it."""
 

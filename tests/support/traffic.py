@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils._pytree import tree_iter
 
 from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.planning.fake_device import faked
+from rtdmd_lightning.planning.fake_module import read_without_numbers
 from rtdmd_lightning.planning.parts import pipeline_configs
 from rtdmd_lightning.planning.weightless import Weightless, block_kinds, weightless
 
@@ -62,6 +64,7 @@ def on_fake_cuda(module: FewStepModule) -> Iterator[Traffic]:
     module.backbone = weightless(
         module.backbone, Weightless(type(module.backbone), configs, block_kinds(module.backbone, configs))
     )
+    module.read_adapter = partial(read_without_numbers, module.lora.scale)
     with faked():
         module.configure_model()
         module.to(CUDA)

@@ -117,6 +117,11 @@ def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(write, tmp_path):
     assert not [path for path in tmp_path.rglob("*") if "partial" in path.name]
 
 
+def test_a_file_whose_folder_has_gone_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=f"a.txt cannot be written: there is no folder {tmp_path}/gone"):
+        write_text("a", tmp_path / "gone/a.txt")
+
+
 def test_the_json_is_the_last_file_that_moves_into_a_folder(tmp_path, monkeypatch):
     """It is what readers look for."""
     moved: list[str] = []
