@@ -87,7 +87,9 @@ def run_on_card(arguments: list[str]) -> Run:
         options = [*options_of(setup, switches), *evaluation_options(setup, evaluation is not None)]
         run = fit.parse([*arguments, *ONE_CARD, *options, "--model.offload=[]", *ANYWHERE])
         draws = _evaluation(run.trainer)
-        return trace(run.model, run.trainer, full=not setup.checkpointing, images=draws and draws.batch_size)
+        return trace(
+            run.model, run.trainer, full=not setup.checkpointing, images=None if draws is None else draws.batch_size
+        )
 
     def trace_of(setup: Setup) -> Trace:
         """What lies elsewhere most of the time is traced as if it were on the device, and left out where it is not used."""
