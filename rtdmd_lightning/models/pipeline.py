@@ -29,20 +29,19 @@ class PipelineBackbone(Backbone):
     Args:
         pretrained: a diffusers folder or a hub id.
         resolution: height and width of the images, in pixels.
-        max_sequence_length: how many tokens of text a prompt has, padding included: at most the family's `longest_text`. No
-            family masks its padding in the transformer, so the number is part of the conditioning (METHOD section 0.1).
+        max_sequence_length: tokens of a prompt, padding included, at most the family's `longest_text`. No family masks its
+            padding in the transformer, so the number is part of the conditioning (METHOD section 0.1).
         dtype: of the frozen weights. Adapters have a dtype of their own.
-        quantization: what the linear layers of the transformer's blocks are kept in; they compute in `dtype` or autocast's all
-            the same. nf4 needs bitsandbytes. Text encoders are not quantised: an embedding cache leaves them out altogether.
+        quantization: what the linear layers of the transformer's blocks are kept in; they compute in `dtype`. Text encoders are
+            not quantised: an embedding cache leaves them out altogether.
         vae_dtype: of the autoencoder, which rewards are back-propagated through. Images are float32 whatever it is.
         gradient_checkpointing: recompute the blocks' activations in the backward pass.
-        vae_gradient_checkpointing: the same for the autoencoder's, where rewards are back-propagated through it.
+        vae_gradient_checkpointing: the same for the autoencoder, where rewards are back-propagated through it.
         channels_last_vae: keep the autoencoder's weights in the memory format that convolutions of some GPUs are faster in.
         embedding_cache: a folder where prompts' embeddings are kept on disk. Text encoders are then loaded only when a prompt
             is not there; `python -m rtdmd_lightning.embed` fills it ahead of time.
         text_encoders: false never loads them; a prompt that the cache lacks is an error.
-        embeddings_on_device: MiB of prompts' embeddings that stay in an accelerator's memory (a prompt of SD3 or FLUX takes 2 to
-            13); those used last stay. The others are copied from the CPU's when they are used again.
+        embeddings_on_device: MiB of the embeddings used last that stay in a GPU's memory; SD3 and FLUX take 2 to 13 each.
     """
 
     encoders: ClassVar[tuple[str, ...]]
@@ -69,10 +68,10 @@ class PipelineBackbone(Backbone):
         embeddings_on_device: int = 256,
         quantization: Quantization = "none",
     ) -> None:
-        if embedding_cache is None and not text_encoders:
-            raise UserError(
-                "a backbone with text_encoders=false needs an embedding_cache, which has the prompts' embeddings"
-            )
+        require(
+            text_encoders or embedding_cache is not None,
+            "a backbone with text_encoders=false needs an embedding_cache, which has the prompts' embeddings",
+        )
         require(
             1 <= max_sequence_length <= self.longest_text,
             f"the backbone's max_sequence_length must lie between 1 and {self.longest_text}, not {max_sequence_length}",
@@ -82,12 +81,12 @@ class PipelineBackbone(Backbone):
             f"the backbone's embeddings_on_device must be at least 0, not {embeddings_on_device}",
         )
         self.pretrained, self.resolution = pretrained, resolution
-        self.max_sequence_length = max_sequence_length
+        self.max_sequence_length, self.quantization = max_sequence_length, quantization
         self.dtype, self.vae_dtype = DTYPES[dtype], DTYPES[vae_dtype]
-        self.gradient_checkpointing, self.vae_gradient_checkpointing = gradient_checkpointing, vae_gradient_checkpointing
-        self.channels_last_vae = channels_last_vae
+        self.gradient_checkpointing = gradient_checkpointing
+        self.vae_gradient_checkpointing, self.channels_last_vae = vae_gradient_checkpointing, channels_last_vae
         self.embedding_cache, self.text_encoders = embedding_cache, text_encoders
-        self.embeddings_on_device, self.quantization = embeddings_on_device, quantization
+        self.embeddings_on_device = embeddings_on_device
         self.source: Source = Pretrained()
         self.pipeline: Any = None
         self._text_pipeline: Any = None  # the one whose text encoders are loaded
@@ -233,8 +232,7 @@ class PipelineBackbone(Backbone):
         return pipeline
 
     def _used_encoders(self) -> list[str]:
-        unused = self.unused_encoders()
-        return [part for part in self.encoders if part not in unused]
+        return [part for part in self.encoders if part not in self.unused_encoders()]
 
     def _check_folder(self) -> None:
         self.source.check(self.pretrained, ["transformer", "vae", "scheduler", *self._used_encoders()])

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from torch import nn
+from torch import Tensor, nn
 
 from rtdmd_lightning.models.families import family_of
 from rtdmd_lightning.models.pipeline import PipelineBackbone
@@ -111,6 +111,6 @@ def materialise(part: Part, dtype: torch.dtype) -> Part:
     return part.requires_grad_(False).eval()
 
 
-def parameter_bytes(parameters: Iterable[nn.Parameter], dtype: torch.dtype | None = None) -> int:
+def parameter_bytes(parameters: Iterable[Tensor], dtype: torch.dtype | None = None) -> int:
     """Of weights as they are, or in another dtype."""
     return sum(p.numel() * (p.element_size() if dtype is None else dtype.itemsize) for p in parameters)
