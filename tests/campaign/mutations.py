@@ -131,7 +131,7 @@ MUTATIONS = [
         "utils/files.py", "the previous folder is gone before the new one is whole",
         "        yield new\n        if folder.exists():\n            os.rename(folder, previous)\n",
         "        if folder.exists():\n            os.rename(folder, previous)\n        yield new\n",
-        "tests/callbacks/test_export.py -k interrupted",
+        'tests/utils/test_files.py -m "not slow"',
     ),
     Mutation(
         "modules/optimization.py", "no weight decay is AdamW's 0.01",

@@ -22,7 +22,7 @@ from rtdmd_lightning.roles import writing
 from rtdmd_lightning.sampling.structures import Conditioning
 from rtdmd_lightning.utils.checkpointing import AtomicCheckpointIO
 from rtdmd_lightning.utils.errors import UserError, readable_errors
-from rtdmd_lightning.utils.files import appearing_at, appearing_in, slug, write_text
+from rtdmd_lightning.utils.files import appearing_at, appearing_in, folder_appearing_at, slug, write_text
 from tests.support.random_adapters import random_adapter
 from tests.support.tiny import REPOSITORY
 
@@ -115,6 +115,20 @@ def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(write, tmp_path):
     assert str(tmp_path) in str(caught.value)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert not [path for path in tmp_path.rglob("*") if "partial" in path.name]
+
+
+def test_a_folder_stays_the_previous_one_until_the_new_one_is_whole(tmp_path):
+    folder = tmp_path / "result"
+    for text in ("first", "second"):
+        with folder_appearing_at(folder) as new:
+            (new / text).touch()
+            assert [path.name for path in tmp_path.rglob("first")] == ["first"]
+            assert folder.exists() == (text == "second")
+        assert [path.name for path in folder.iterdir()] == [text]
+    with pytest.raises(InterruptedError), folder_appearing_at(folder):
+        assert (folder / "second").exists()
+        raise InterruptedError
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["result", "result/second"]
 
 
 def test_a_file_whose_folder_has_gone_is_one_sentence(tmp_path):
