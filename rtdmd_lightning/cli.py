@@ -4,8 +4,14 @@ import runpy
 import sys
 from difflib import get_close_matches
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
+
+from rtdmd_lightning.fitting.help import HELP, print_help
+from rtdmd_lightning.utils.errors import readable_errors
+from rtdmd_lightning.utils.option_tables import option_table
+from rtdmd_lightning.utils.signatures import introduction
 
 COMMANDS = {
     "fit": "train: stage 1, stage 2 and whatever else a config names",
@@ -27,6 +33,32 @@ COMMANDS = {
 }
 
 
+OPTIONS = {  # what describes a command's options, where that can be read without importing it
+    "evaluate": {"": "evaluate.Evaluation"},
+    "sample": {"": "sample.Job"},
+    "convert": {"": "convert.convert", "--inspect FILE": "convert.inspect"},
+    "embed": {"": "embed.embed"},
+    "serve": {"": "serve.serve"},
+    "hub": {"push": "hub.push", "pull": "hub.pull"},
+    "study": {"": "study.compare"},
+    "gradient_noise": {"": "gradient_noise.gradient_noise"},
+    "bench": {"": "bench.benchmark", "--gpu": "bench.look", "--counts": "bench.print_counts"},
+    "demo": {"": "demo.demo"},
+    "pretrain_teacher": {"": "pretrain_teacher.main"},
+    "pretrain_clip": {"": "pretrain_clip.main"},
+}
+
+
+def help_of(name: str) -> Group:
+    """A command's own introduction and its options."""
+    parts: list[Text | Table] = [Text(introduction(f"rtdmd_lightning.{name}"))]
+    for way, path in OPTIONS[name].items():
+        parts.append(option_table(f"rtdmd {name} {way}".strip(), f"rtdmd_lightning.{path}", ""))
+    if name == "evaluate":
+        parts.append(Text("\n  --config FILE, and Lightning's --trainer.OPTION; `rtdmd fit --trainer.help` lists them"))
+    return Group(*parts)
+
+
 def table() -> Table:
     """The commands, a line each."""
     lines = Table.grid(padding=(0, 2))
@@ -40,9 +72,18 @@ def table() -> Table:
 def main() -> None:
     """Run the command that the first argument names, as a module of its own."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if name in ("--help", "-h"):
+    if name in HELP:
         Console().print(table())
         return
+    if any(argument in HELP for argument in sys.argv[2:]):
+        if name in OPTIONS:
+            Console().print(help_of(name), highlight=False)
+            return
+        if name == "plan":  # its options are those of `fit`
+            Console().print(Text(introduction("rtdmd_lightning.plan")))
+            with readable_errors():
+                print_help(sys.argv[2:], Console(), "rtdmd plan")
+            return
     if name not in COMMANDS:
         near = get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"

@@ -22,12 +22,13 @@ from rtdmd_lightning.utils.errors import UserError, readable_errors
 
 STILL = ["--model.generator_optimizer.learning_rate=0", "--model.fake_optimizer.learning_rate=0"]
 ONE_PROCESS = ["--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto"]
+WHOLE_BATCHES = ["--model.micro_batch_size=null", "--model.offload=null"]  # each is looked at outside of the update
 
 
 def measure(config: Path, options: list[str], epochs: int) -> tuple[dict[str, Moments], int]:
     """The moments of each term over the micro-batches of some epochs, and how many of these an epoch has."""
     moments: dict[str, Moments] = defaultdict(Moments)
-    with fit.bare_run(config, [*options, *STILL, *ONE_PROCESS], epochs) as run:
+    with fit.bare_run(config, [*options, *STILL, *ONE_PROCESS, *WHOLE_BATCHES], epochs) as run:
         module = run.model
         if not isinstance(module, RTDMDModule):
             raise UserError(f"{config} is not a stage 2; this measures RTDMDModule, not {type(module).__name__}")

@@ -19,12 +19,13 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
-from lightning import Callback
+from lightning import Trainer
 from rich.console import Console
 
 from rtdmd_lightning import fit
 from rtdmd_lightning.callbacks import RewardEvalCallback
 from rtdmd_lightning.data.stream import samples_per_pass
+from rtdmd_lightning.fitting.help import HELP, print_help
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.modules import RTDMDModule
 from rtdmd_lightning.modules.training import FewStepModule
@@ -76,19 +77,20 @@ def run_on_card(arguments: list[str]) -> Run:
     described = fit.parse([*arguments, *ONE_CARD, *ANYWHERE])
     known_shapes(described.model)  # what is refused is told before the traces
     samples_per_pass(described.model.batch_size, 1, described.model.micro_batch_size)
-    hooks: list[Callback] = described.trainer.callbacks  # type: ignore[attr-defined] # Lightning sets it from elsewhere
-    evaluation = next((hook for hook in hooks if isinstance(hook, RewardEvalCallback)), None)
+    evaluation = _evaluation(described.trainer)
     own = described.model.rewards.rewards if isinstance(described.model, RTDMDModule) else {}
-    held_out = [] if evaluation is None else [each for name, each in evaluation.rewards.items() if name not in own]
+    asked = {} if evaluation is None else evaluation.rewards
+    held_out = {name: reward_bytes(reward) for name, reward in asked.items() if name not in own}
     switches = tuple(switch for switch in SWITCHES if own or not switch.is_of_rewards)
 
     @cache
     def trace_again(setup: Setup) -> Trace:
         options = [*options_of(setup, switches), *evaluation_options(setup, evaluation is not None)]
         run = fit.parse([*arguments, *ONE_CARD, *options, "--model.offload=[]", *ANYWHERE])
-        hooks: list[Callback] = run.trainer.callbacks  # type: ignore[attr-defined] # as above
-        images = [hook.batch_size for hook in hooks if isinstance(hook, RewardEvalCallback)]
-        return trace(run.model, run.trainer, full=not setup.checkpointing, images=images[0] if images else None)
+        draws = _evaluation(run.trainer)
+        return trace(
+            run.model, run.trainer, full=not setup.checkpointing, images=None if draws is None else draws.batch_size
+        )
 
     def trace_of(setup: Setup) -> Trace:
         """What lies elsewhere most of the time is traced as if it were on the device, and left out where it is not used."""
@@ -98,10 +100,15 @@ def run_on_card(arguments: list[str]) -> Run:
         setup=setup_of(described.model),
         batch=described.model.batch_size,
         switches=switches,
-        held_out=sum(reward_bytes(reward) for reward in held_out),
+        held_out=held_out,
         evaluates=evaluation is not None,
         trace=trace_of,
     )
+
+
+def _evaluation(trainer: Trainer) -> RewardEvalCallback | None:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, RewardEvalCallback)), None)
 
 
 def setup_of(module: FewStepModule) -> Setup:
@@ -135,6 +142,9 @@ def main(arguments: list[str]) -> None:
     """Print the table of a run; with `--markdown` among the arguments, one row of Markdown below its header."""
     card, arguments = _taken(arguments, CARD)
     options = [argument for argument in arguments if argument != MARKDOWN]
+    if any(argument in HELP for argument in options):
+        print_help(options, Console(), "rtdmd plan")
+        return
     if card is not None:
         fit_card(options, _gigabytes(card))
         return

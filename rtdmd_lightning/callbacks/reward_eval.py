@@ -118,7 +118,11 @@ class RewardEvalCallback(L.Callback):
         self.measures = measures_of(measured, trained, self.held_out_weights)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The held-out rewards lie where the trained ones do."""
+        own = pl_module.rewards.rewards.values() if isinstance(pl_module, HasRewards) else ()
+        offloaded = any(reward.offloaded for reward in own)
         for reward in self.rewards.values():
+            reward.offloaded = reward.offloaded or offloaded
             reward.to(pl_module.device)
 
     def on_train_epoch_start(self, trainer, pl_module) -> None:

@@ -6,7 +6,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from rtdmd_lightning.data.prompts import load_prompts
 from rtdmd_lightning.utils.configuration import EXAMPLE
 from rtdmd_lightning.utils.errors import UserError, require
 from rtdmd_lightning.utils.signatures import signature
@@ -79,6 +78,8 @@ def check_prompts(config: Mapping[str, Any], arguments: list[str]) -> None:
     data = config.get("data")
     source = chosen_values(arguments).get("data.prompts") or (data.get("prompts") if isinstance(data, dict) else None)
     if isinstance(source, str) and not source.startswith(("shapes:", "hub:")) and not Path(source).exists():
+        from rtdmd_lightning.data.prompts import load_prompts  # late: a help needs no torch
+
         load_prompts(source)
 
 

@@ -32,7 +32,7 @@ def pack(weight: Tensor, kind: Bits) -> tuple[Tensor, Tensor]:
 
         return torch.ops.bitsandbytes.quantize_4bit(weight.contiguous(), NF4_BLOCK, "nf4", torch.uint8)
     weight = weight.float()
-    scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / LARGEST[kind]
+    scale = (weight.abs().amax(dim=1, keepdim=True) / LARGEST[kind]).clamp(min=torch.finfo(torch.float32).tiny)
     if kind == "int8":
         return (weight / scale).round().to(torch.int8), scale
     return (weight / scale).to(FP8).view(torch.uint8), scale

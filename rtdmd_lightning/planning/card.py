@@ -1,6 +1,6 @@
 """The cheapest switches with which a run fits one card."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rtdmd_lightning.planning.estimate import MemoryEstimate, Trace
@@ -16,7 +16,7 @@ class Run:
     setup: the config's own.
     batch: samples of a batch.
     switches: those that it has, from the cheapest on.
-    held_out: bytes of rewards that an evaluation alone asks.
+    held_out: bytes of the rewards that an evaluation alone asks, by name.
     evaluates: does it draw images while it trains?
     trace: of the run with a setup; it takes a minute, so what was asked once is remembered.
     """
@@ -24,7 +24,7 @@ class Run:
     setup: Setup
     batch: int
     switches: Chosen
-    held_out: int
+    held_out: Mapping[str, int]
     evaluates: bool
     trace: Callable[[Setup], Trace]
 

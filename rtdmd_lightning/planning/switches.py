@@ -1,15 +1,18 @@
 """What makes a run smaller on one card, from the cheapest to the dearest, and what each comes to in bytes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 from rtdmd_lightning.planning.estimate import MOMENTS, MemoryEstimate, Trace
-from rtdmd_lightning.planning.phases import EVALUATION, FAKE_STEP, GENERATOR_STEP
+from rtdmd_lightning.planning.phases import EVALUATION, FAKE_STEP, GENERATOR_STEP, ROLLOUT
 
 Quantization = Literal["none", "int8", "fp8", "nf4"]
 BYTES_OF_A_WEIGHT = {"int8": 1.0, "fp8": 1.0, "nf4": 0.5 + 4 / 64}
 """Of a quantised layer; nf4 keeps a float32 scale for 64 weights, the others one for each row, which is left out."""
+
+NONE: Mapping[str, int] = MappingProxyType({})
 
 PROMPTS = "prompts"
 """The moment when text encoders that are offloaded otherwise lie on the device."""
@@ -106,21 +109,25 @@ def smaller(trace: Trace, setup: Setup) -> Trace:
     return trace._replace(bases=bases, checkpointed=scaled(trace.checkpointed), full=scaled(trace.full))
 
 
-def at_worst(trace: Trace, setup: Setup, held_out: int = 0) -> MemoryEstimate:
-    """One card's bytes at the moment that has most of them; `held_out` are those of rewards that an evaluation alone asks."""
+def at_worst(trace: Trace, setup: Setup, held_out: Mapping[str, int] = NONE) -> MemoryEstimate:
+    """One card's bytes at the moment that has most of them; `held_out`: bytes of the rewards that an evaluation alone asks."""
     return max(_moments(trace, setup, held_out), key=lambda moment: moment.total)
 
 
-def _moments(trace: Trace, setup: Setup, held_out: int) -> Iterator[MemoryEstimate]:
+def _moments(trace: Trace, setup: Setup, held_out: Mapping[str, int]) -> Iterator[MemoryEstimate]:
     reinforces, away = bool(trace.rewards), setup.offload
-    every, largest = sum(trace.rewards.values()), max(trace.rewards.values(), default=0)
+    every = {**trace.rewards, **held_out}
+    needed = {  # of rewards, where they are offloaded: one scores after the other, those that are back-propagated together
+        ROLLOUT: max(trace.rewards.values(), default=0),
+        GENERATOR_STEP: sum(trace.differentiable.values()),
+        EVALUATION: max(every.values(), default=0),
+    }
     text_encoders = 0 if setup.cached else trace.text_encoders
     phases = trace.checkpointed if setup.checkpointing else trace.full
     if away and not setup.cached:
         phases = phases | {PROMPTS: 0}
     for name, size in phases.items():
         decodes = name == EVALUATION or (reinforces and name not in (FAKE_STEP, PROMPTS))
-        needed = sum(trace.differentiable.values()) if name == GENERATOR_STEP else largest if decodes else 0
         yield MemoryEstimate(
             base=sum(base.total for base in trace.bases),
             adapters=trace.trained + trace.frozen,
@@ -129,5 +136,5 @@ def _moments(trace: Trace, setup: Setup, held_out: int) -> Iterator[MemoryEstima
             activations=max(0, size - trace.gradients),
             vae=trace.vae if decodes or not away else 0,
             text_encoders=text_encoders if name == PROMPTS or not away else 0,
-            rewards=(needed if away else every) + held_out,
+            rewards=needed.get(name, 0) if away else sum(every.values()),
         )

@@ -140,7 +140,7 @@ def _base(transformer: nn.Module, blocks: tuple[type[nn.Module], ...]) -> Base:
     found = [module for module in transformer.modules() if isinstance(module, blocks)]
     sizes = [frozen(block) for block in found]
     linear = [
-        layer.weight
+        layer.get_parameter("weight")
         for block in found
         for path, layer in block.named_modules()
         if isinstance(layer, nn.Linear) and ".lora_" not in path and not isinstance(layer, BaseTunerLayer)

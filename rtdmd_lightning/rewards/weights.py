@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download, snapshot_download
 
 from rtdmd_lightning.utils.errors import UserError, first_line
+from rtdmd_lightning.utils.quiet import without_loading_bars
 
 CACHE_VARIABLE = "RTDMD_REWARD_CACHE"
 
@@ -70,7 +71,8 @@ class Source:
 def loading(reward: str, source: str) -> Iterator[None]:
     """Around `from_pretrained(source)`: tells what failed, and how to fetch a hub id, in one `UserError`."""
     try:
-        yield
+        with without_loading_bars():
+            yield
     except OSError as error:
         raise _cannot_load(reward, source, None, error) from error
 

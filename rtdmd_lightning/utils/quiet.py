@@ -4,9 +4,11 @@ All else that they say stays.
 """
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 LEFT_OUT = {
     "lightning.pytorch.utilities.rank_zero": (
@@ -21,6 +23,7 @@ LEFT_OUT = {
     "diffusers.models.modeling_utils": ("There are modules in",),  # of the autoencoder, which has its dtype on purpose
 }
 """By the logger: how the messages begin."""
+WITH_BARS = ("diffusers.utils.logging", "transformers.utils.logging")
 WARNINGS = (".*LeafSpec.*",)
 
 
@@ -45,11 +48,9 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def without_loading_bars() -> Iterator[None]:
-    """While a model is read: no bar for each of its files."""
-    from diffusers.utils import logging as of_diffusers
-    from transformers.utils import logging as of_transformers
-
-    libraries = [library for library in (of_diffusers, of_transformers) if library.is_progress_bar_enabled()]
+    """While a model is read: no bar for each of its files. Of the libraries that are imported, one of which is to read it."""
+    imported: list[Any] = [sys.modules[name] for name in WITH_BARS if name in sys.modules]
+    libraries = [library for library in imported if library.is_progress_bar_enabled()]
     for library in libraries:
         library.disable_progress_bar()
     try:

@@ -1,4 +1,4 @@
-"""What a class of this package takes, read from its file and not imported.
+"""What a class or a function of this package takes, read from its file and not imported.
 
 Lightning alone takes five seconds of a processor to import; a help text, or a mistyped option, should not wait for it.
 """
@@ -42,7 +42,7 @@ class Signature:
 
 
 def signature(path: str) -> Signature | None:
-    """Of the class at an import path, e.g. `rtdmd_lightning.modules.RTDMDModule`.
+    """Of the class or function at an import path, e.g. `rtdmd_lightning.modules.RTDMDModule`.
 
     A constructor that takes any further ones passes them on: to them belong those of the class that it inherits from. None where
     the class, or the one whose constructor it has, is not of this package.
@@ -54,10 +54,12 @@ def signature(path: str) -> Signature | None:
     text = docstring_parser.parse(ast.get_docstring(node) or "")
     said = {name.strip(): param.description or "" for param in text.params for name in param.arg_name.split(",")}
     summary = (text.short_description or "").replace("\n", " ")
+    if isinstance(node, ast.FunctionDef):
+        return Signature(summary, _of_parameters(node.args.args, node.args, module, said))
     init = next((part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"), None)
     own: dict[str, Option] = {}
     if init is not None:
-        own = _of_constructor(init, module, said)
+        own = _of_parameters(init.args.args[1:], init.args, module, said)
         if not init.args.kwarg:
             return Signature(summary, own)
     elif any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
@@ -66,11 +68,12 @@ def signature(path: str) -> Signature | None:
     return None if inherited is None else Signature(summary, own | {**inherited.options, **own})
 
 
-def _of_constructor(init: ast.FunctionDef, module: str, said: dict[str, str]) -> dict[str, Option]:
-    positional = init.args.args[1:]
-    defaults: list[ast.expr | None] = [None] * (len(positional) - len(init.args.defaults))
-    pairs = [*zip(positional, [*defaults, *init.args.defaults], strict=True)]
-    pairs += zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True)
+def _of_parameters(
+    positional: list[ast.arg], given: ast.arguments, module: str, said: dict[str, str]
+) -> dict[str, Option]:
+    without: list[ast.expr | None] = [None] * (len(positional) - len(given.defaults))
+    pairs = [*zip(positional, [*without, *given.defaults], strict=True)]
+    pairs += zip(given.kwonlyargs, given.kw_defaults, strict=True)
     return {
         argument.arg: _option(argument.arg, argument.annotation, default, module, said) for argument, default in pairs
     }
@@ -98,14 +101,20 @@ def _class_at(annotation: ast.expr | None, module: str) -> str | None:
     return f"{module}.{name}" if name and _find(f"{module}.{name}") else None
 
 
-def _find(path: str) -> tuple[str, ast.ClassDef] | None:
-    """The class at a path and the module that defines it."""
+def introduction(module: str) -> str:
+    """The docstring of a module."""
+    tree = _parsed(module)
+    return (ast.get_docstring(tree) or "") if tree else ""
+
+
+def _find(path: str) -> tuple[str, ast.ClassDef | ast.FunctionDef] | None:
+    """The class or function at a path and the module that defines it."""
     module, _, name = path.rpartition(".")
     tree = _parsed(module)
     top = tree.body if tree else []
     inner = [statement for node in top if isinstance(node, ast.If) for statement in node.body]  # if TYPE_CHECKING
     for node in [*top, *inner]:
-        if isinstance(node, ast.ClassDef) and node.name == name:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
             return module, node
         if isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:

@@ -19,7 +19,9 @@ from rtdmd_lightning.callbacks.diversity import DiversitySettings
 from rtdmd_lightning.callbacks.reward_eval import evaluated_steps
 from rtdmd_lightning.data.prompts import load_prompts
 from rtdmd_lightning.rewards.base import Reward
-from rtdmd_lightning.rewards.mixture import RewardError
+from rtdmd_lightning.rewards.cleanness import CleannessReward
+from rtdmd_lightning.rewards.mixture import RewardError, RewardMixture
+from rtdmd_lightning.rewards.shapes import ShapesReward
 from rtdmd_lightning.roles.roles import EMA, GENERATOR
 from rtdmd_lightning.utils.errors import UserError
 from tests.support.held_out import COUNT, PROMPTS, Length
@@ -312,3 +314,13 @@ def test_in_a_run_it_evaluates_the_ema_on_time_and_at_the_end_and_checkpoints_ca
     )
     assert last == pytest.approx(ema, abs=1e-5)
     assert min(abs(first - last), abs(generator - last)) > 1e-4  # neither the earlier weights nor the generator's own
+
+
+def test_held_out_rewards_lie_where_the_trained_ones_do():
+    for offloaded in (False, True):
+        trained, held_out = ShapesReward(), CleannessReward()
+        module = SimpleNamespace(rewards=RewardMixture([trained], {trained.name: 1.0}), device=torch.device("cpu"))
+        trained.offloaded = offloaded
+        callback = RewardEvalCallback("shapes:train", [held_out], every_n_updates=1)
+        callback.on_train_start(None, module)
+        assert held_out.offloaded == offloaded

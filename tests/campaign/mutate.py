@@ -8,6 +8,7 @@ import importlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from tests.campaign.table import markdown
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGE = "rtdmd_lightning"
+SECONDS = 600  # for the tests of one mutation
 LIBRARIES = ("torch", "torchvision", "lightning.pytorch.cli", "diffusers", "transformers", "peft", "torchmetrics")
 
 
@@ -47,6 +49,8 @@ def caught(mutation: Mutation, copy: Path) -> tuple[bool, str]:
     finally:
         file.write_text(before, encoding="utf-8")
     text = said.read_text(errors="replace")
+    if status == -signal.SIGALRM:
+        return True, f"none has ended within {SECONDS} seconds"
     assert status in (0, 1), text[-3000:]  # 2 and more: no test was run
     failed = [line.split(" - ")[0] for line in text.splitlines() if line.startswith(("FAILED", "ERROR"))]
     return status == 1, failed[0].rpartition("::")[2] if failed else ""
@@ -57,6 +61,7 @@ def test(arguments: list[str], copy: Path, said: Path) -> None:
     output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    signal.alarm(SECONDS)
     os.chdir(copy)
     os.environ.update(PYTHONPATH=str(copy), OMP_NUM_THREADS="1")
     sys.path[:] = [str(copy), *(place for place in sys.path if Path(place).resolve() != REPOSITORY)]
@@ -74,7 +79,10 @@ def test(arguments: list[str], copy: Path, said: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="mutations of files whose path holds this")
-    chosen = [mutation for mutation in MUTATIONS if parser.parse_args().only in mutation.file]
+    parser.add_argument("--first", type=int, default=1, help="number of the first one, counted from 1")
+    parser.add_argument("--last", type=int, default=len(MUTATIONS), help="number of the last one")
+    options = parser.parse_args()
+    chosen = [one for one in MUTATIONS[options.first - 1 : options.last] if options.only in one.file]
     for library in LIBRARIES:
         importlib.import_module(library)
     sys.dont_write_bytecode = True

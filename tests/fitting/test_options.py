@@ -1,8 +1,6 @@
 """Names that nothing has are refused before Lightning is imported, with the nearest name; the help lists what there is."""
 
 import io
-import subprocess
-import sys
 
 import pytest
 from rich.console import Console
@@ -15,7 +13,6 @@ from rtdmd_lightning.utils.signatures import signature
 from tests.support.tiny import REPOSITORY
 
 CONFIG = str(REPOSITORY / "configs/rtdmd/tiny_sd3.yaml")
-HEAVY = ("torchvision", "torchmetrics", "lightning", "diffusers", "transformers", "peft", "scipy", "matplotlib")
 
 
 @pytest.mark.parametrize(
@@ -100,29 +97,3 @@ def test_a_signature_is_that_of_the_class():
     own = [name for name, it in inspect.signature(FluxBackbone.__init__).parameters.items() if it.kind.value == 1]
     assert set(own[1:]) < set(of_flux) and "gradient_checkpointing" in of_flux
     assert signature("torch.nn.Linear") is signature("nowhere") is None
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("command", "status"),
-    [
-        (["fit", "--help"], 0),
-        (["fit", "--config", CONFIG, "--help"], 0),
-        (["fit", "--config", CONFIG, "--model.batch_sise=3"], 2),
-        (["fit", "--config", CONFIG, "--data.prompts=nowhere.txt"], 2),
-        (["fit"], 2),
-        (["--help"], 0),
-        (["ftt"], 2),
-    ],
-)
-def test_neither_a_help_nor_a_mistyped_option_waits_for_libraries(command, status):
-    script = (
-        "import atexit, sys\n"
-        f"atexit.register(lambda: print('imported:', [name for name in {HEAVY!r} if name in sys.modules]))\n"
-        f"sys.argv = ['rtdmd', *{command!r}]\n"
-        "from rtdmd_lightning.cli import main\n"
-        "main()\n"
-    )
-    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY)
-    assert finished.returncode == status, finished.stderr
-    assert finished.stdout.endswith("imported: []\n")

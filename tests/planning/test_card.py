@@ -1,5 +1,6 @@
 """How a run fits one card: closed forms of the switches' bytes, and the search by hand."""
 
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -61,7 +62,7 @@ def test_passes_are_as_large_as_fit_and_divide_the_batch():
 def test_at_worst_all_parts_and_the_largest_phase():
     assert at_worst(TRACE, Setup()).total == 1000 + ADAPTERS + 900 + 7 + 500 + 600
     assert at_worst(TRACE, Setup(checkpointing=True, cached=True)).total == 1000 + ADAPTERS + 100 + 7 + 600
-    assert at_worst(TRACE, Setup(checkpointing=True), held_out=11).rewards == 611
+    assert at_worst(TRACE, Setup(checkpointing=True), held_out={"imagereward": 11}).rewards == 611
 
 
 def test_what_is_offloaded_counts_where_it_is_used():
@@ -83,7 +84,7 @@ def test_bytes_of_few_bits_and_of_larger_passes():
 
 
 def run_of(trace, switches=SWITCHES) -> Run:
-    return Run(Setup(checkpointing=True), 8, switches, held_out=0, evaluates=False, trace=trace)
+    return Run(Setup(checkpointing=True), 8, switches, held_out={}, evaluates=False, trace=trace)
 
 
 def test_a_prediction_is_checked_and_where_it_was_too_low_the_next_choice_has_less():
@@ -115,7 +116,7 @@ def test_the_command_with_all_switches_is_a_run_that_fit_takes(stage, monkeypatc
     switches = tuple(each for each in SWITCHES if stage == "rtdmd" or not each.is_of_rewards)
     setup = changed(Setup(), switches)
     advice = Advice(switches, setup, at_worst(TRACE, setup), fits=True)
-    words = command(arguments, advice, evaluates=stage == "rtdmd").split()
+    words = shlex.split(command(arguments, advice, evaluates=stage == "rtdmd"))
     assert words[:3] == ["python", "-m", "rtdmd_lightning.fit"]
     run = fit.parse([*words[3:], *plan.ANYWHERE])
     assert run.trainer.world_size == 1 and plan.setup_of(run.model) == setup
@@ -135,8 +136,8 @@ def test_a_run_that_fits_is_told_with_its_command_and_one_that_does_not_with_the
         .out.splitlines()[-1]
         .startswith("python -m rtdmd_lightning.fit --config a/b.yaml --trainer.devices=1")
     )
-    with pytest.raises(UserError, match=r"a/b .*\b2e-06 GB"):
-        plan.main(["--config=a/b.yaml", "--card=0.000002"])
+    with pytest.raises(UserError, match=r"a/b .*\b5e-07 GB"):
+        plan.main(["--config=a/b.yaml", "--card=0.0000005"])
 
 
 def test_a_tenth_of_the_card_stays_free():

@@ -81,6 +81,7 @@ def test_an_alpha_that_is_no_scale_is_refused(alpha, tiny_folder, tmp_path, caps
     ("change", "wanted"),
     [
         ({"lora_alpha": -8}, "alpha / rank must be a number above 0, not -2.0"),
+        ({"lora_alpha": 0}, "alpha / rank must be a number above 0, not 0.0"),
         ({"lora_alpha": math.nan}, "not nan"),
         ({"lora_alpha": "8"}, "r and lora_alpha must be numbers"),
         ({"alpha_pattern": {"to_q": "many"}}, "to_q must have a number"),

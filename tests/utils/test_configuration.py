@@ -12,6 +12,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from rtdmd_lightning.utils.command_line import run_command
 from rtdmd_lightning.utils.configuration import compose, expand_config_arguments
 from rtdmd_lightning.utils.errors import DEBUG_VARIABLE, UserError, readable_errors
+from rtdmd_lightning.utils.yaml_text import read_yaml
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -360,6 +361,18 @@ def test_aliases_are_what_they_stand_for_up_to_a_limit(write):
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
     with pytest.raises(UserError, match=r"bomb\.yaml line \d+: with its aliases"):
         compose(write("bomb.yaml", "\n".join(lines)))
+
+
+@pytest.mark.parametrize(("times", "fits"), [(900, True), (1100, False)])
+def test_the_limit_counts_every_alias_as_what_it_stands_for(write, times, fits):
+    """A hundred values, so many times: 100,000 is the limit."""
+    hundred = ", ".join(["0"] * 100)
+    path = write("a.yaml", f"a: &a [{hundred}]\nb: [{', '.join(['*a'] * times)}]")
+    if fits:
+        assert len(read_yaml(path)["b"]) == times
+    else:
+        with pytest.raises(UserError, match=r"a\.yaml line 1: .* over 100000 values"):
+            read_yaml(path)
 
 
 def test_defaults_that_fan_out_end_with_a_limit(write):

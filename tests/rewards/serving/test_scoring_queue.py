@@ -50,6 +50,15 @@ def drain(queue: ScoringQueue, reward: Reward) -> None:
         queue.settle(score_batch(reward, queue.next_batch(), CPU))
 
 
+def test_the_images_of_a_batch_are_of_one_size():
+    """Else it could not be scored at once, and would be tried request by request."""
+    queue = ScoringQueue(batch_size=3, max_waiting=100, max_pixels=10_000)
+    for key, size in {"a": 2, "b": 4, "c": 4, "d": 2}.items():
+        queue.submit(key, request(key, size=size))
+    batches = [[image.prompt for image in queue.next_batch()] for _ in range(3)]
+    assert batches == [["a"], ["b", "c"], ["d"]]
+
+
 def test_batches_fill_up_across_requests_but_not_across_sizes():
     queue, reward = ScoringQueue(batch_size=3, max_waiting=100, max_pixels=10_000), Lengths()
     for key, asked in {"a": request("1", "22"), "b": request("333", "4444"), "c": request("5", size=4)}.items():

@@ -1,0 +1,80 @@
+"""`rtdmd` and `rtdmd COMMAND --help`: what they list is what the commands take, and no help waits for libraries."""
+
+import importlib
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+from rtdmd_lightning import cli
+from rtdmd_lightning.utils.signatures import signature
+from tests.support.tiny import REPOSITORY
+
+HEAVY = ("torchvision", "torchmetrics", "lightning", "diffusers", "transformers", "peft", "scipy", "matplotlib")
+WAYS = [path for ways in cli.OPTIONS.values() for path in ways.values()]
+
+
+def called(monkeypatch, capsys, *arguments: str) -> str:
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys, "argv", ["rtdmd", *arguments])
+    cli.main()
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_the_commands_are_listed_a_line_each(monkeypatch, capsys, arguments):
+    lines = called(monkeypatch, capsys, *arguments).splitlines()
+    listed = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert listed == list(cli.COMMANDS)
+
+
+def test_a_mistyped_command_is_told_the_nearest(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["rtdmd", "evalute"])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 2 and "did you mean evaluate?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", WAYS)
+def test_the_options_that_are_listed_are_those_of_the_command(path):
+    module, _, name = path.rpartition(".")
+    described = getattr(importlib.import_module(f"rtdmd_lightning.{module}"), name)
+    known = signature(f"rtdmd_lightning.{path}").options
+    assert list(known) == list(inspect.signature(described).parameters)
+    assert [option.name for option in known.values() if not option.meaning] == []
+
+
+@pytest.mark.parametrize("name", [*cli.OPTIONS, "plan"])
+def test_a_commands_help_fits_a_terminal_and_names_its_options(monkeypatch, capsys, name):
+    text = called(monkeypatch, capsys, name, "--help")
+    assert max(map(len, text.splitlines())) <= 100
+    for path in cli.OPTIONS.get(name, {}).values():
+        for option in signature(f"rtdmd_lightning.{path}").options:
+            assert f"--{option}" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["--help"], 0),
+        (["ftt"], 2),
+        *(([name, "--help"], 0) for name in ("fit", "plan", *cli.OPTIONS)),
+        (["fit", "--config", "configs/rtdmd/tiny_sd3.yaml", "--help"], 0),
+        (["fit", "--config", "configs/rtdmd/tiny_sd3.yaml", "--model.batch_sise=3"], 2),
+        (["fit", "--config", "configs/rtdmd/tiny_sd3.yaml", "--data.prompts=nowhere.txt"], 2),
+        (["fit"], 2),
+    ],
+)
+def test_neither_a_help_nor_a_mistyped_option_waits_for_libraries(arguments, status):
+    script = (
+        "import atexit, sys\n"
+        f"atexit.register(lambda: print('imported:', [name for name in {HEAVY!r} if name in sys.modules]))\n"
+        f"sys.argv = ['rtdmd', *{arguments!r}]\n"
+        "from rtdmd_lightning.cli import main\n"
+        "main()\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY)
+    assert finished.returncode == status, finished.stderr
+    assert finished.stdout.endswith("imported: []\n")
