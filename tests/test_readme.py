@@ -35,7 +35,7 @@ def test_every_ablation_of_the_tables_is_an_option_of_its_stage(stage, row, monk
 
 OTHERS = [REPOSITORY / "rtdmd_lightning/data/README.md", REPOSITORY / "notebooks/results/README.md"]
 TEXTS = [README, CONFIGS, *(path.read_text() for path in OTHERS)]
-COMMANDS = [found for text in TEXTS for found in re.findall(r"-m rtdmd_lightning\.fit (--config configs.*)", text)]
+COMMANDS = [found for text in TEXTS for found in re.findall(r"rtdmd(?:_lightning\.| )fit (--config configs.*)", text)]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -69,11 +69,15 @@ def test_the_hours_are_those_of_the_measured_seconds():
     fake, generator, rollout = (
         measured["sd35m", what] for what in ("fake-score update", "generator update", "rollout")
     )  # of 9 images
-    assert f"({fake:.2f} s each)" in README and f"({generator:.2f} s)" in README and f"({rollout:.2f} s)" in README
-    stage_1 = 1500 * (10 * fake + generator + 3 * rollout) / 3600
+    assert (
+        f"({fake:.2f} s for 9 samples)" in README
+        and f"({generator:.2f} s)" in README
+        and f"({rollout:.2f} s)" in README
+    )
+    stage_1 = 1500 * (10 * fake + generator + 3 * rollout) / 3600  # of 9 samples, of 72 in a batch
     image = measured["stage2", "epoch"] / 24  # 3 x 8 images
     assert f"at {image:.2f} s an image" in README
     hours = re.findall(r"^\| stage \d, .* \| (\d+) \|$", README, flags=re.MULTILINE)
     assert [float(number) for number in hours] == [
-        round(value) for value in (stage_1, stage_1, 1152 * image * 1000 / 3600, 144 * image * 1000 / 3600)
+        round(value) for value in (8 * stage_1, stage_1, 1152 * image * 1000 / 3600, 144 * image * 1000 / 3600)
     ]
