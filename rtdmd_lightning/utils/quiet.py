@@ -17,9 +17,7 @@ LEFT_OUT = {
         "TPU available: False",
         "`Trainer.fit` stopped: `max_steps",  # the run's own last lines say more
     ),
-    "torch.utils._pytree": ("<enum",),  # torchao registers what torch knows by now
     "bitsandbytes.backends.cpu.ops": ("Failed to load CPU gemm_4bit_forward",),
-    "diffusers.quantizers.torchao.torchao_quantizer": ("Unable to import `torchao` Tensor objects",),
     "diffusers.models.modeling_utils": ("There are modules in",),  # of the autoencoder, which has its dtype on purpose
 }
 """By the logger: how the messages begin."""
