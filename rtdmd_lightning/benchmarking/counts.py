@@ -54,6 +54,9 @@ NOTHING_TO_LAUNCH = {
 WAITS = {READ_A_NUMBER, ATEN.nonzero.default, ATEN.masked_select.default, ATEN.equal.default}
 """Operations whose result the host must know."""
 
+IN_PLACE = {ATEN.addmm_: ATEN.addmm}
+"""What torch's counter of operations does not know."""
+
 COPIES = {ATEN._to_copy.default, ATEN.copy_.default}
 
 
@@ -90,7 +93,7 @@ class Counting(TorchDispatchMode):
         if from_device or to_device:
             self.found["launches"] += not (func.is_view or func in NOTHING_TO_LAUNCH)
             self.found["waits"] += func in WAITS
-            formula = flop_registry.get(func._overloadpacket)
+            formula = flop_registry.get(IN_PLACE.get(func._overloadpacket, func._overloadpacket))
             self.found["flops"] += 0 if formula is None else formula(*args, **kwargs, out_val=result)
         if func in COPIES and not (
             kwargs.get("non_blocking") or (func is ATEN.copy_.default and len(args) > 2 and args[2])
