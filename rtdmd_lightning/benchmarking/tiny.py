@@ -32,7 +32,7 @@ CYCLE = ("--model.fake_update_ratio=2",)
 STRATEGIES = {
     "one device": ("--trainer.strategy=auto",),
     "DDP": ("--trainer.strategy=ddp_find_unused_parameters_true",),
-    "FSDP2": ("--config=configs/parts/fsdp2.yaml", "--trainer.strategy.data_parallel_size=1"),
+    "FSDP2": ("--config=configs/parts/fsdp2.yaml", "--trainer.strategy.shard_size=1"),
 }
 
 

@@ -15,10 +15,10 @@ BLOCKS = 8
 
 
 def loaded(pair, config, folder, *options) -> list[dict]:
-    """What `WatchLoading` saw, by rank, of a run that ends before its first step."""
+    """What `WatchLoading` saw, by rank, of a run of one step."""
     folder.mkdir()
     watch = ["--callbacks.watch=tests.support.loading.WatchLoading", f"--callbacks.watch.folder={folder}"]
-    pair.fit("--config", str(config), "--trainer.max_steps=0", "--callbacks.export=null", *watch, *options)
+    pair.fit("--config", str(config), "--trainer.max_steps=1", "--callbacks.export=null", *watch, *options)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

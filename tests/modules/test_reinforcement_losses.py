@@ -147,7 +147,7 @@ def test_the_final_steps_loss_is_the_pull_and_the_hinge_with_their_weights(
     asked, draws = [], KnownDraws([torch.tensor([0.1, 0.5, 0.9])], [z, randn(len(rows), 8)])
     module.random_of = lambda batch: asked.append(batch.indices) or draws
     compare(module.final_loss(rollout, rows, 3.0), expected, slope)
-    assert asked == ([[10, 12, 13]] if matching_weight else [])
+    assert asked == [[10, 12, 13]]
 
 
 def test_a_process_without_an_advantage_computes_along_with_weight_zero(tiny_folder, cold_start):

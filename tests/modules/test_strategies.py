@@ -23,7 +23,7 @@ def test_the_time_out_is_the_process_groups(strategy, tiny_folder, tmp_path):
     """Of a run of this process alone, which leaves neither its group nor what Lightning puts into the environment."""
     config = ["--config", str(write_config(tmp_path, tiny_folder)), *PARTS[strategy], *ALONE]
     with mock.patch.dict(os.environ):
-        fit.main([*config, "--trainer.max_steps=0", "--callbacks.export=null", "--trainer.strategy.timeout=0:07:00"])
+        fit.main([*config, "--trainer.max_steps=1", "--callbacks.export=null", "--trainer.strategy.timeout=0:07:00"])
         group = torch.distributed.group.WORLD
         found = group._get_backend(torch.device("cpu")).options._timeout
         torch.distributed.destroy_process_group()
