@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import Callback
-from torch._subclasses import FakeTensor
 from torch.profiler import ProfilerActivity, profile
 
 from rtdmd_lightning import fit, plan
@@ -36,11 +35,10 @@ QUIET = [
 def alive() -> int:
     """Bytes of all tensors' storages, each once."""
     gc.collect()
+    plain = [found for found in gc.get_objects() if type(found) in (torch.Tensor, torch.nn.Parameter)]
     tensors = [
-        found
-        for found in gc.get_objects()
-        if issubclass(type(found), torch.Tensor) and not isinstance(found, FakeTensor)  # those of other tests
-    ]
+        found for found in plain if found.layout == torch.strided and not found.is_nested
+    ]  # other tests leave others
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
 
