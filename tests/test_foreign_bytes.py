@@ -6,9 +6,11 @@ import json
 import warnings
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 import yaml
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
 
@@ -23,9 +25,6 @@ from rtdmd_lightning.sampling.structures import Conditioning
 from rtdmd_lightning.utils.checkpointing import read_checkpoint
 from rtdmd_lightning.utils.configuration import compose
 from rtdmd_lightning.utils.errors import UserError
-
-hypothesis = pytest.importorskip("hypothesis", reason="pip install hypothesis (requirements.txt)")
-from hypothesis import strategies as st  # noqa: E402
 
 examples = hypothesis.settings(max_examples=60, derandomize=True, deadline=None, database=None)
 

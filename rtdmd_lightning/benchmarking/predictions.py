@@ -5,12 +5,13 @@ from pathlib import Path
 
 from rtdmd_lightning.benchmarking.counts import count
 from rtdmd_lightning.benchmarking.machine import BF16_PEAK
-from rtdmd_lightning.benchmarking.probe import GIB, Probe
+from rtdmd_lightning.benchmarking.probe import Probe
 from rtdmd_lightning.benchmarking.report import Report, Row
 from rtdmd_lightning.benchmarking.runs import ONE_DEVICE, RUNS, PublishedRun
 from rtdmd_lightning.benchmarking.training import FAKE, GENERATOR, MEMORY
 from rtdmd_lightning.plan import plan
 from rtdmd_lightning.planning import tables
+from rtdmd_lightning.planning.estimate import GIB
 
 PREDICTIONS = "predictions"
 NOT_CHECKPOINTED = "--model.backbone.gradient_checkpointing=false"

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from rtdmd_lightning.benchmarking.report import Row
+from rtdmd_lightning.planning.estimate import GIB
 from rtdmd_lightning.utils.processes import synchronize
 
-GIB = 2**30
 ERROR = "ERROR"
 
 

@@ -19,6 +19,8 @@ Bits = Literal["int8", "fp8", "nf4"]
 FP8 = torch.float8_e4m3fn
 LARGEST = {"int8": 127.0, "fp8": torch.finfo(FP8).max}
 NF4_BLOCK = 64
+BYTES_OF_A_WEIGHT: dict[str, float] = {"int8": 1.0, "fp8": 1.0, "nf4": 0.5 + 4 / NF4_BLOCK}
+"""nf4's float32 scales included; the others keep one for each row, which is left out."""
 
 
 def pack(weight: Tensor, kind: Bits) -> tuple[Tensor, Tensor]:

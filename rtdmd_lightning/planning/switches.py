@@ -3,14 +3,12 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
+from rtdmd_lightning.models.frozen_linear import BYTES_OF_A_WEIGHT
+from rtdmd_lightning.models.quantization import Quantization
 from rtdmd_lightning.planning.estimate import MOMENTS, MemoryEstimate, Trace
 from rtdmd_lightning.planning.phases import EVALUATION, FAKE_STEP, GENERATOR_STEP, ROLLOUT
-
-Quantization = Literal["none", "int8", "fp8", "nf4"]
-BYTES_OF_A_WEIGHT = {"int8": 1.0, "fp8": 1.0, "nf4": 0.5 + 4 / 64}
-"""Of a quantised layer; nf4 keeps a float32 scale for 64 weights, the others one for each row, which is left out."""
 
 NONE: Mapping[str, int] = MappingProxyType({})
 
