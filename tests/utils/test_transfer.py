@@ -43,8 +43,6 @@ def test_the_buffer_is_pinned_where_there_is_an_accelerator(monkeypatch, availab
     asked = []
     empty = torch.empty
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: available)
-    monkeypatch.setattr(
-        torch, "empty", lambda *args, pin_memory, **kw: asked.append(pin_memory) or empty(*args, **kw)
-    )
+    monkeypatch.setattr(torch, "empty", lambda *args, pin_memory, **kw: asked.append(pin_memory) or empty(*args, **kw))
     send([torch.randn(2)], torch.device("meta"))
     assert asked == [available]
