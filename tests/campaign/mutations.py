@@ -324,7 +324,7 @@ MUTATIONS = [
         "roles/apply.py", "the merged weight is rounded twice",
         "weight.copy_(weight.float() + update.delta().to(weight.device))",
         "weight.copy_(weight + update.delta().to(weight.device, weight.dtype))",
-        "tests/roles/test_lora.py tests/roles/test_inference.py tests/test_convert.py -m 'not slow'",
+        "tests/roles/test_contents.py",
     ),
     Mutation(
         "evaluation/statistics.py", "the images of a prompt count as samples",
