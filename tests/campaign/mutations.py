@@ -360,7 +360,7 @@ MUTATIONS = [
         "modules/origin.py", "another base is let through",
         "for name in wanted | found:",
         'for name in wanted.keys() & {"module", "LoRA"}:',
-        "tests/test_resume.py -k 'base or belong'",
+        "tests/modules/test_preflight.py -k checkpoints_of_other_runs",
     ),
 ]
 # fmt: on
