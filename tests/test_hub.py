@@ -112,6 +112,7 @@ def test_the_card_tells_base_recipe_scores_and_use(server, stages, tiny_folder):
         f'pipe.load_lora_weights("{NAME}")',
         'StableDiffusion3Pipeline.from_pretrained("stabilityai/stable-diffusion-3.5-medium"',
         "    num_inference_steps=4,\n    guidance_scale=1.0,\n    max_sequence_length=1,\n    height=32,",
+        "`LoraLoaderModelOnly`, 4 steps, CFG 1,",
         "--adapters tiny-rtdmd/cold_start tiny-rtdmd/rtdmd",
         "learning_rate: 0.01",
     ):

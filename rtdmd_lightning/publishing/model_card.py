@@ -67,6 +67,9 @@ image = pipe(
     width={{ resolution }},
 ).images[0]
 ```
+
+The guidance scale is essential: a student is trained without CFG, and a pipeline's own default spoils it. In ComfyUI the closest
+are `LoraLoaderModelOnly`, {{ steps | length }} steps, CFG 1, scheduler `simple`, sampler `euler_ancestral`.
 {%- else %}
 Its steps are not evenly spaced, which a pipeline would take them to be: draw with the command below.
 {%- endif %}
