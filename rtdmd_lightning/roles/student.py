@@ -38,6 +38,7 @@ class Student:
 
         Raises UserError for steps or an eta that the sampler does not have, and where there is nothing to draw.
         """
+        require(not isinstance(prompts, str), "draw wants a list of prompts, such as ['a cat'], not one text")
         require(len(prompts) > 0 and batch_size > 0, "draw wants at least one prompt, and a batch_size of at least 1")
         self.model.use_sampler(even_steps(steps) if isinstance(steps, int) else steps, eta)
         batches = (range(first, len(prompts))[:batch_size] for first in range(0, len(prompts), batch_size))
@@ -67,6 +68,9 @@ def load_student(
 
     Raises UserError where a file is missing or does not fit the base.
     """
+    require(
+        not isinstance(adapters, str), "load_student wants a list of adapters, such as ['runs/x/rtdmd'], not one text"
+    )
     model = InferenceModel(open_backbone(base, resolution, backbone), adapters, guidance_scale=guidance_scale)
     model.load(process_device(device))
     return Student(model)

@@ -49,5 +49,11 @@ def test_what_cannot_be_drawn_is_refused(options, wanted, tiny_folder):
     student = load_student(str(tiny_folder), device="cpu", **BACKBONE_OPTIONS)
     with pytest.raises(UserError, match=wanted):
         student.draw(PROMPTS, **options)
-    with pytest.raises(UserError, match="prompt"):
-        student.draw([])
+    for prompts in ([], "a red circle"):
+        with pytest.raises(UserError, match="prompt"):
+            student.draw(prompts)
+
+
+def test_one_adapter_is_a_list_too(adapters, tiny_folder):
+    with pytest.raises(UserError, match="list of adapters"):
+        load_student(str(tiny_folder), adapters[0])
