@@ -128,7 +128,7 @@ def _moments(trace: Trace, setup: Setup, held_out: Mapping[str, int]) -> Iterato
         decodes = name == EVALUATION or (reinforces and name not in (FAKE_STEP, PROMPTS))
         yield MemoryEstimate(
             base=sum(base.total for base in trace.bases),
-            adapters=trace.trained + trace.frozen,
+            adapters=trace.adapters,
             gradients=trace.gradients,
             optimizer=MOMENTS * trace.trained,
             activations=max(0, size - trace.gradients),

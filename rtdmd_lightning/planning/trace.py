@@ -122,7 +122,7 @@ def _assemble(
     return Trace(
         bases=tuple(_base(base, backbone.block_classes) for base in module.roles.bases),
         trained=parameter_bytes(trained),
-        frozen=parameter_bytes(adapters) - parameter_bytes(trained),
+        adapters=parameter_bytes(adapters),
         gradients=parameter_bytes(module.roles.parameters_of(GENERATOR)),
         vae=parameter_bytes(backbone.loaded.vae.parameters()),
         text_encoders=text_encoders,

@@ -17,7 +17,7 @@ from tests.support.tiny import REPOSITORY
 TRACE = Trace(
     bases=(Base(total=1000, largest_block=100, outside=200, weights=400, linear=800),),
     trained=80,
-    frozen=40,
+    adapters=120,
     gradients=40,
     vae=7,
     text_encoders=500,
@@ -120,6 +120,15 @@ def test_the_command_with_all_switches_is_a_run_that_fit_takes(stage, monkeypatc
     assert words[:3] == ["python", "-m", "rtdmd_lightning.fit"]
     run = fit.parse([*words[3:], *plan.ANYWHERE])
     assert run.trainer.world_size == 1 and plan.setup_of(run.model) == setup
+
+
+def test_a_base_that_trains_is_not_quantised(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    names = [
+        {switch.name for switch in plan.run_on_card(["--config=configs/cold_start/tiny_sd3.yaml", *options]).switches}
+        for options in ([], ["--config=configs/parts/full.yaml"])
+    ]
+    assert names[0] - names[1] == {"base in int8", "base in nf4"} and not names[1] - names[0]
 
 
 @pytest.mark.parametrize("card", ["0", "-24", "nan", "many", ""])

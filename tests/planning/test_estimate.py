@@ -8,7 +8,7 @@ from rtdmd_lightning.planning.estimate import GIB, Base, MemoryEstimate, Trace, 
 TRACE = Trace(
     bases=(Base(total=1000, largest_block=100, outside=40),),
     trained=80,
-    frozen=40,
+    adapters=120,
     gradients=40,
     vae=7,
     text_encoders=500,
