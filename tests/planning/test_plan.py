@@ -57,7 +57,7 @@ def test_stage_2_without_the_matching_term_has_no_fake_score(monkeypatch):
     options = ["--model.final_step.matching_weight=0", "--model.cold_start_fake=/nowhere/fake_score.pt"]
     run = fit.parse(["--config=configs/rtdmd/tiny_sd3.yaml", *options, *plan.ANYWHERE])
     traced = trace(run.model, run.trainer)
-    assert (traced.trained, traced.frozen) == (traced.gradients, 2 * traced.gradients)
+    assert (traced.trained, traced.adapters) == (traced.gradients, 3 * traced.gradients)
     assert list(traced.checkpointed) == list(traced.full) == [ROLLOUT, GENERATOR_STEP]
 
 
