@@ -36,7 +36,7 @@ def check_origin(checkpoint: Path, found: Origin | None, wanted: Origin) -> None
 
 
 def check_keys(found: Set[str], wanted: Set[str]) -> None:
-    """Raises UserError for a checkpoint whose adapters' keys are not those of the run."""
+    """Raises UserError for a checkpoint whose keys are not those of the run."""
     if differing := wanted ^ found:
         raise UserError(
             f"the checkpoint does not fit this model: {len(differing)} of {len(wanted)} keys differ, e.g. {min(differing)!r}"
