@@ -47,9 +47,7 @@ class WholeRoles(Roles):
             beneath = [frozen[name] for name in stack if name in frozen]
             transformer = _start(backbone, role, beneath) if stack else base
             transformer.requires_grad_(role in self.trained)
-            bring = WeightBroadcast(
-                [transformer], device
-            )  # one after the other: the reader holds no more of them in RAM
+            bring = WeightBroadcast([transformer], device)  # one by one: the reader's RAM holds no more of them
             if sharding is None:
                 bring(transformer)
             else:
