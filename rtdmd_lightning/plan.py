@@ -43,7 +43,7 @@ from rtdmd_lightning.planning.card import Run, advise
 from rtdmd_lightning.planning.estimate import Trace, four_copies, one_base, sharded
 from rtdmd_lightning.planning.fake_module import known_shapes
 from rtdmd_lightning.planning.rewards import reward_bytes
-from rtdmd_lightning.planning.switches import SWITCHES, Setup, Switch, options_of
+from rtdmd_lightning.planning.switches import SWITCHES, Setup, options_of
 from rtdmd_lightning.planning.trace import trace
 from rtdmd_lightning.utils.command_line import wide_console
 from rtdmd_lightning.utils.errors import UserError, readable_errors, require
@@ -81,7 +81,9 @@ def run_on_card(arguments: list[str]) -> Run:
     own = described.model.rewards.rewards if isinstance(described.model, RTDMDModule) else {}
     asked = {} if evaluation is None else evaluation.rewards
     held_out = {name: reward_bytes(reward) for name, reward in asked.items() if name not in own}
-    switches = switches_of(described.model)
+    switches = tuple(switch for switch in SWITCHES if own or not switch.is_of_rewards)
+    if described.model.trainable == "full":  # all weights train, and none can be kept in few bits
+        switches = tuple(switch for switch in switches if not switch.change.keys() & {"quantization", "base_offload"})
 
     @cache
     def trace_again(setup: Setup) -> Trace:
@@ -103,16 +105,6 @@ def run_on_card(arguments: list[str]) -> Run:
         held_out=held_out,
         evaluates=evaluation is not None,
         trace=trace_of,
-    )
-
-
-def switches_of(module: FewStepModule) -> tuple[Switch, ...]:
-    """Those that the run can have: no reward's without rewards, no quantised base where all weights train."""
-    reinforces, whole = isinstance(module, RTDMDModule), module.trainable == "full"
-    return tuple(
-        switch
-        for switch in SWITCHES
-        if (reinforces or not switch.is_of_rewards) and not (whole and "quantization" in switch.change)
     )
 
 

@@ -70,11 +70,11 @@ class ACDMDModule(FewStepModule):
         normalizer: of the generator's gradient: `paper`, or `noise_free` (only the clean predictions enter).
         sampler: the student's few-step sampler.
         lora: shape of the adapters.
-        initial_adapter: what the generator starts from instead of the base: a file or folder in any format that `roles.read`
-            knows, of `lora`'s rank and alpha.
+        initial_adapter: what the generator starts from instead of the base: a file or folder of `lora`'s rank and alpha.
         generator_optimizer, fake_optimizer: one AdamW each.
         ema: how the generator's average follows it; by default one move per fake-score update (METHOD section 3.4).
-        micro_batch_size: samples of one forward pass on a process, null: all of its batch. Gradients add up to the same update.
+        micro_batch_size: samples of one forward pass on one process, null: all that it has of a batch. Gradients add up: the
+            update is the same, its activations are smaller.
         offload: which of text_encoders, vae and rewards lie in CPU memory between the phases that use them; null: none.
         seed: of all noise and of every random choice (linked from `seed_everything`).
         compile: `blocks` compiles the transformer's blocks (the first steps take minutes); null compiles nothing.

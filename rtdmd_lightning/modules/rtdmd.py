@@ -60,8 +60,7 @@ class RTDMDModule(FewStepModule):
         batch_size: samples of one micro-batch, over all processes.
         guidance_scale: the teacher's range; one value per generator update.
         rewards: what to reinforce, with their weights.
-        cold_start: the result of stage 1: its folder, with the files of generator and fake score (`cold_start_files` says which),
-            or the generator's file alone.
+        cold_start: the result of stage 1: its folder (`cold_start.py` says which files are read), or the generator's file alone.
         cold_start_fake: the fake score's file where it is not in that folder; `base` starts it from the teacher.
         images_per_prompt: K, the size of a group whose rewards are compared.
         micro_batches: batches of `batch_size` samples in an epoch.
@@ -75,7 +74,8 @@ class RTDMDModule(FewStepModule):
         initial_adapter: a file or folder that the generator's fresh adapter starts from, of `lora`'s rank and alpha.
         generator_optimizer, fake_optimizer: one AdamW each.
         ema: how the generator's average follows it; by default one move per micro-batch (METHOD section 4, item 6).
-        micro_batch_size: samples of one forward pass on a process, null: all of its batch. Gradients add up to the same update.
+        micro_batch_size: samples of one forward pass on one process, null: all that it has of a batch. Gradients add up: the
+            update is the same, its activations are smaller.
         offload: which of text_encoders, vae and rewards lie in CPU memory between the phases that use them; null: none.
         seed: of all noise and of every random choice (linked from `seed_everything`).
         compile: `blocks` compiles the transformer's blocks (the first steps take minutes); null compiles nothing.
