@@ -78,7 +78,7 @@ SWITCHES = (
         "checkpointing",
         {"checkpointing": True},
         ("--model.backbone.gradient_checkpointing=true",),
-        "4/3 of every pass with gradient, counted: the forward pass is computed twice",
+        "3/2 of every pass with gradient, counted: forward twice, and backward, where a frozen base costs as much as forward",
     ),
     Switch(
         "micro-batches",
@@ -99,7 +99,7 @@ SWITCHES = (
         "VAE checkpointing",
         {"vae_checkpointing": True},
         ("--model.backbone.vae_gradient_checkpointing=true",),
-        "5/3 of the decoder's share in the generator update at most, counted: its forward pass is computed once more",
+        "4/3 of the decoder's share in the generator update, counted: its forward pass is computed once more",
         with_rewards,
     ),
     Switch(

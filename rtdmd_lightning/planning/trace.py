@@ -26,6 +26,7 @@ from rtdmd_lightning.planning.fake_module import fake_module, known_shapes
 from rtdmd_lightning.planning.parts import PipelineConfigs, parameter_bytes
 from rtdmd_lightning.planning.phases import (
     EVALUATION,
+    ROLLOUT,
     WITHOUT_GRADIENT,
     cold_start_phases,
     evaluate,
@@ -91,9 +92,12 @@ def _weigh(
         def peaks_of_steps() -> dict[str, int]:
             return {name: peak(name) for name in phases if name not in WITHOUT_GRADIENT}
 
-        if images is not None:
+        rolls_out_images = isinstance(module, RTDMDModule) and images == local
+        if images is not None and not rolls_out_images:
             phases[EVALUATION] = partial(evaluate, module, images)
         either_way = {name: peak(name) for name in phases if name in WITHOUT_GRADIENT}
+        if rolls_out_images:  # and keeps their states and log-probabilities besides
+            either_way[EVALUATION] = either_way[ROLLOUT]
         for base in module.roles.bases:
             base.enable_gradient_checkpointing()  # type: ignore[operator]
         checkpointed = peaks_of_steps()
