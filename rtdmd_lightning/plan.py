@@ -101,7 +101,8 @@ def run_on_card(arguments: list[str]) -> Run:
 
     def least_of(setup: Setup, number: int = 0) -> Trace:
         """What lies elsewhere most of the time is traced as if it were on the device, and left out where it is not used."""
-        return trace_few(replace(setup, cached=False, offload=False, base_offload=False), number)
+        there = replace(setup, cached=False, offload=False, keeps_embeddings=True, base_offload=False)
+        return trace_few(there, number)
 
     def trace_of(setup: Setup) -> Trace:
         return for_all_blocks([least_of(setup, number) for number in range(len(few(blocks)))], blocks)
@@ -131,6 +132,7 @@ def setup_of(module: FewStepModule) -> Setup:
         checkpointing=backbone.gradient_checkpointing,
         micro_batch=module.micro_batch_size,
         offload={TEXT_ENCODERS, VAE, REWARDS} <= set(module.memory.offload),
+        keeps_embeddings=backbone.embeddings_on_device > 0,
         vae_checkpointing=backbone.vae_gradient_checkpointing,
         reward_dtype=module.rewards.dtype if isinstance(module, RTDMDModule) else None,
         quantization=backbone.quantization,

@@ -23,6 +23,7 @@ class Setup:
     """What of a run decides its memory on one card.
 
     micro_batch: samples of a pass; None: the whole batch.
+    keeps_embeddings: do embeddings that were used stay on the card for later?
     offload, base_offload: do text encoders, autoencoder and rewards lie in CPU memory? does the quantised base?
     reward_dtype: of the networks of the rewards that have one to choose; None: each one's own.
     """
@@ -31,6 +32,7 @@ class Setup:
     checkpointing: bool = False
     micro_batch: int | None = None
     offload: bool = False
+    keeps_embeddings: bool = True
     vae_checkpointing: bool = False
     reward_dtype: TowerDtype | None = None
     quantization: Quantization = "none"
@@ -93,6 +95,13 @@ SWITCHES = (
         {"offload": True},
         ("--model.offload=[text_encoders,vae,rewards]",),
         "their weights are copied to the card once a use; not measured",
+    ),
+    Switch(
+        "no embeddings kept",
+        "no embeddings kept",
+        {"keeps_embeddings": False},
+        ("--model.backbone.embeddings_on_device=0",),
+        "a prompt's embedding is copied to the card for each pass; not measured",
     ),
     Switch(
         "VAE's gradient checkpointing",
@@ -190,7 +199,7 @@ def _moments(trace: Trace, setup: Setup, held_out: Mapping[str, int]) -> Iterato
             vae=trace.vae if decodes or not away else 0,
             text_encoders=text_encoders if name == PROMPTS or not away else 0,
             rewards=needed.get(name, 0) if away else sum(every.values()),
-            embeddings=trace.embeddings,
+            embeddings=trace.embeddings if setup.keeps_embeddings else 0,
         )
 
 

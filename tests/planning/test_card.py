@@ -74,6 +74,8 @@ def test_what_is_offloaded_counts_where_it_is_used():
         at_worst(TRACE, replace(away, cached=True)).total == 1000 + ADAPTERS + 50 + 7 + 300
     )  # back-propagated, or the largest
     larger = TRACE._replace(checkpointed=TRACE.checkpointed | {FAKE_STEP: 1040})
+    kept = TRACE._replace(embeddings=9)
+    assert [at_worst(kept, Setup(keeps_embeddings=keeps)).embeddings for keeps in (True, False)] == [9, 0]
     worst = at_worst(larger, away)
     assert (worst.activations, worst.vae, worst.rewards, worst.text_encoders) == (1000, 0, 0, 0)
 
