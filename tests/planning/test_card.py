@@ -11,6 +11,7 @@ from rtdmd_lightning.planning.card import Advice, Run, advise, cheapest, largest
 from rtdmd_lightning.planning.estimate import GIB, Base, Trace
 from rtdmd_lightning.planning.phases import EVALUATION, FAKE_STEP, GENERATOR_STEP, ROLLOUT
 from rtdmd_lightning.planning.switches import SWITCHES, Setup, Switch, at_worst, changed, options_of, smaller
+from rtdmd_lightning.planning.trace import trace
 from rtdmd_lightning.utils.errors import UserError
 from tests.support.tiny import REPOSITORY, write_config
 
@@ -182,3 +183,19 @@ def test_a_tiny_run_on_one_card_that_is_too_small_for_its_batch(tiny_folder, tmp
     advice = advise(micro, plain.total - 2**20)
     assert advice.fits and advice.setup.micro_batch in (1, 2, 4)
     assert advice.estimate == run.traced(advice.setup) and advice.estimate.total <= plain.total - 2**20
+
+
+@pytest.mark.slow
+def test_an_offloaded_base_has_the_bytes_of_its_trace(tiny_folder, tmp_path):
+    def traced(offload: str) -> Trace:
+        options = ["--model.backbone.quantization=int8", f"--model.offload={offload}", *plan.ANYWHERE]
+        run = fit.parse([f"--config={write_config(tmp_path, tiny_folder)}", *options])
+        return trace(run.model, run.trainer)
+
+    there, away = traced("[]"), traced("[base]")
+    setup = Setup(quantization="int8", base_offload=True)
+    (base,) = there.bases
+    largest = base.linear * base.widest // base.weights
+    assert away.bases[0].total == base.total - base.linear == at_worst(there, setup).base - largest
+    for phase, peak in away.full.items():
+        assert 0 <= peak - there.full[phase] <= largest
