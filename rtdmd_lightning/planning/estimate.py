@@ -19,6 +19,7 @@ class Base(NamedTuple):
     """A frozen transformer's bytes: of all of it, of the largest of its sharded blocks, of what is in no block.
 
     weights, linear: those of the blocks' linear layers, which may be kept in few bits: how many, and their bytes.
+    widest: how many the largest of those layers has.
     """
 
     total: int
@@ -26,6 +27,7 @@ class Base(NamedTuple):
     outside: int
     weights: int = 0
     linear: int = 0
+    widest: int = 0
 
 
 class Trace(NamedTuple):
@@ -37,6 +39,7 @@ class Trace(NamedTuple):
     gradients: of one role, the only one that has any at a time.
     rewards, differentiable: networks of the rewards, by name; of those of them that are back-propagated.
     checkpointed, full: by phase, the most beyond what stays, with gradient checkpointing and without; gradients included.
+    embeddings: of prompts, those that are kept on the device for later.
     """
 
     bases: tuple[Base, ...]
@@ -49,6 +52,7 @@ class Trace(NamedTuple):
     differentiable: dict[str, int]
     checkpointed: dict[str, int]
     full: dict[str, int]
+    embeddings: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class MemoryEstimate:
     vae: int
     text_encoders: int
     rewards: int
+    embeddings: int = 0
 
     @property
     def total(self) -> int:
@@ -92,6 +97,7 @@ def one_base(trace: Trace, processes: int, *, checkpointing: bool) -> MemoryEsti
         vae=trace.vae,
         text_encoders=trace.text_encoders,
         rewards=sum(trace.rewards.values()),
+        embeddings=trace.embeddings,
     )
 
 
@@ -106,6 +112,7 @@ def sharded(trace: Trace, processes: int, *, checkpointing: bool) -> MemoryEstim
         vae=trace.vae,
         text_encoders=trace.text_encoders,
         rewards=sum(trace.rewards.values()),
+        embeddings=trace.embeddings,
     )
 
 

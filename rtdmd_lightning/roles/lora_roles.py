@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.models.broadcast import WeightBroadcast, reads_weights
+from rtdmd_lightning.models.placement import BASE
 from rtdmd_lightning.models.quantization import check_device, quantize
 from rtdmd_lightning.roles import lora
 from rtdmd_lightning.roles.adapter import Adapter
@@ -67,7 +68,8 @@ class LoraRoles(Roles):
         for base in self.bases:
             if sharding is None:
                 if backbone.quantization != "none":
-                    quantize(base, backbone.quantization, backbone.block_classes, device, bring)
+                    offloaded = BASE in backbone.offloaded
+                    quantize(base, backbone.quantization, backbone.block_classes, device, bring, offloaded)
                 bring(base)
             else:
                 assert backbone.quantization == "none", "what is quantised is not sharded"

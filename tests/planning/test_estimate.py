@@ -24,6 +24,7 @@ def test_one_process():
     assert estimate == MemoryEstimate(1000, 120, 40, 160, 100, 7, 500, 3)
     assert estimate.total == 1930 and estimate.with_cached_prompts == 1430
     assert one_base(TRACE, 1, checkpointing=False).total == 1930 + 800
+    assert one_base(TRACE._replace(embeddings=5), 1, checkpointing=True).total == 1935
 
 
 def test_ddp_keeps_buckets_of_what_it_trains():
