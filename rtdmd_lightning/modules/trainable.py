@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from rtdmd_lightning.models.base import Backbone
-from rtdmd_lightning.roles import check_settings, read
+from rtdmd_lightning.roles import at_settings, read
 from rtdmd_lightning.roles.lora import LoraSettings
 from rtdmd_lightning.roles.lora_roles import LoraRoles
 from rtdmd_lightning.roles.roles import Roles
@@ -46,7 +46,7 @@ def build_roles(module: "FewStepModule", device: torch.device, sharding: Shardin
     frozen = {name: module.read_adapter(path) for name, path in module.frozen_adapters().items()}
     initial = read(module.initial_adapter) if module.initial_adapter else None
     if initial is not None:
-        check_settings(initial, module.lora)  # a wrong file is told in a second
+        initial = at_settings(initial, module.lora)  # a wrong file is told in a second
     return LoraRoles(backbone, stacks, trained, module.lora, frozen, initial, device, sharding)
 
 
