@@ -81,7 +81,7 @@ class Plain:
         return without + guidance_scale * (with_prompt - without)
 
     def cycle(self, batch: PromptBatch, number: int) -> None:
-        """Two updates of the fake score, one of the generator; the average moves after each of the three's last two."""
+        """Two updates of the fake score and one of the generator; the average moves before the generator's and after it."""
         module, decay = self.module, self.module.ema.decay
         fake_updates, last = module.draw_updates(number)
         conditioning = module.embed(batch.prompts, torch.device("cpu"))
