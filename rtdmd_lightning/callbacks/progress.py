@@ -12,9 +12,11 @@ from torch import Tensor
 
 from rtdmd_lightning.callbacks.measures import trained_weights
 from rtdmd_lightning.callbacks.reward_eval import RewardEvalCallback
+from rtdmd_lightning.callbacks.summary import of_update
 from rtdmd_lightning.utils.errors import require
 
 REMEMBERED = 20  # durations that a mean is taken of
+TITLES = {"generator_loss": "loss", "fake_score_loss": "fake-score loss", "held_out": "held out"}
 
 
 class TrainingProgress(ProgressBar):
@@ -106,7 +108,9 @@ class TrainingProgress(ProgressBar):
         if self._bar is None and (step == 0 or (now - self._told < self.every_seconds and step != last)):
             return
         self._told = now
-        numbers = numbers_of(trainer.callback_metrics, trained_weights(pl_module))
+        evaluation = evaluation_of(trainer)
+        headline = evaluation.headline if evaluation else {}
+        numbers = numbers_of(trainer.callback_metrics, trained_weights(pl_module), headline)
         left = self.seconds_left(trainer)
         parts = [
             f"{_clock(left)} left" if left is not None and left > 0 else "",
@@ -142,22 +146,20 @@ def evaluations_left(step: int, last: int, every: int | None) -> int:
     return 0 if every is None else -(-last // every) - step // every
 
 
-def numbers_of(metrics: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, float]:
-    """The two or three numbers of the stage that a run is in, of all that it has logged; `weights` are the trained rewards'."""
-    numbers = {}
-    rewards = {name: metrics[f"reward/{name}"] for name in weights if f"reward/{name}" in metrics}
-    if rewards:
-        numbers["reward"] = sum(weights[name] * float(value) for name, value in rewards.items())
-    for title, role in () if weights else (("loss", "generator"), ("fake-score loss", "fake_score")):
-        losses = [float(value) for name, value in metrics.items() if name.startswith(f"{role}/loss")]
-        if losses:  # in stage 1 one for each segment, the last that was logged
-            numbers[title] = sum(losses) / len(losses)
-    evaluated = [name for name in metrics if name.startswith("eval/") and name.count("/") == 1]
-    if "eval/held_out" in evaluated:
-        numbers["held out"] = float(metrics["eval/held_out"])
-    elif evaluated and not weights:
-        numbers[evaluated[0].removeprefix("eval/")] = float(metrics[evaluated[0]])
-    return numbers
+def numbers_of(
+    metrics: Mapping[str, Tensor], weights: Mapping[str, float], headline: Mapping[str, float]
+) -> dict[str, float]:
+    """The two or three numbers of the stage that a run is in, of all that it has logged.
+
+    `weights` are the trained rewards', `headline` is the last evaluation's.
+    """
+    update = of_update(metrics, weights)
+    shown = ["reward"] if weights else ["generator_loss", "fake_score_loss"]
+    scores = [name for name in headline if name != "trained"]
+    numbers = {name: float(update[name]) for name in shown if name in update} | {
+        name: headline[name] for name in scores
+    }
+    return {TITLES.get(name, name): number for name, number in numbers.items()}
 
 
 def _clock(seconds: float) -> str:
