@@ -5,6 +5,7 @@ One function a kind of logger. Curves go to all of them, through Lightning.
 
 import csv
 import os
+import re
 from functools import singledispatch
 from pathlib import Path
 from textwrap import indent
@@ -20,6 +21,10 @@ from rtdmd_lightning.utils.pictures import Pictures
 
 COMPARED = tuple(f"{SUMMARY}{name}" for name in ("held_out", "trained", "generator_loss"))
 """The columns of scores in TensorBoard's table of hyperparameters; a run may lack some."""
+OF_A_RUN = re.compile(r"^(offline-)?run-\d+_\d+-")
+"""How Weights & Biases calls the folder of a run, up to the run's id."""
+RECIPE = ("seed_everything", "data", "model")
+"""The parts of a configuration that its other columns have: it would show the trainer's 50 options first."""
 
 
 @singledispatch
@@ -66,7 +71,8 @@ def _(logger: TensorBoardLogger, text: str) -> None:
     from torch.utils.tensorboard.summary import hparams
 
     logger.experiment.add_text("config", indent(text, "    "))  # Markdown's code
-    for summary in hparams(_flat(yaml.safe_load(text)), dict.fromkeys(COMPARED)):
+    recipe = {part: options for part, options in yaml.safe_load(text).items() if part in RECIPE}
+    for summary in hparams(_flat(recipe), dict.fromkeys(COMPARED)):
         logger.experiment.file_writer.add_summary(summary)
 
 
@@ -97,7 +103,7 @@ def _(logger: CSVLogger) -> None:
 
 @go_on.register
 def _(logger: WandbLogger) -> None:
-    """It would open a second run; WANDB_RUN_ID, if it is set, decides. Its folders are called `run-DATE-ID`."""
+    """It would open a second run. WANDB_RUN_ID, if it is set, decides."""
     latest = Path(logger.save_dir or ".") / "wandb/latest-run"
     if latest.exists():
-        os.environ.setdefault("WANDB_RUN_ID", latest.resolve().name.rpartition("-")[2])
+        os.environ.setdefault("WANDB_RUN_ID", OF_A_RUN.sub("", latest.resolve().name))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rtdmd_lightning import fit
-from rtdmd_lightning.callbacks.progress import evaluations_left, numbers_of
+from rtdmd_lightning.callbacks.progress import evaluations_left, fitting, numbers_of
 from tests.support.tiny import write_config
 
 
@@ -41,6 +41,13 @@ def test_stage_2_shows_the_trained_reward_and_the_held_out_score():
 
 def test_nothing_is_shown_that_was_not_logged():
     assert numbers_of({}, {"a": 1.0}, {}) == numbers_of({}, {}, {}) == {}
+
+
+def test_what_does_not_fit_is_left_out_whole():
+    parts = ["evaluating", "0:10 left", "loss 1.5"]
+    assert [fitting(parts, width) for width in (31, 30, 21, 10, 3)] == [
+        *("evaluating  0:10 left  loss 1.5", "evaluating  0:10 left", "evaluating  0:10 left", "evaluating", ""),
+    ]
 
 
 def test_a_run_tells_its_updates_its_folder_and_how_to_draw(tiny_folder, tmp_path, capsys, caplog):

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from datetime import UTC, datetime
 
 import pytest
 from playwright.sync_api import Page, sync_playwright
@@ -185,6 +186,12 @@ def test_wide_screens_are_used(page, width, columns):
     left = page.locator(".row").evaluate_all("rows => rows.map(row => Math.round(row.getBoundingClientRect().left))")
     assert len(set(left)) == columns
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_command_can_be_pasted_and_the_time_has_its_zone():
+    made = Provenance.of_command(["--output=a b"], datetime(2026, 1, 2, 3, 4, tzinfo=UTC))
+    assert (made.command, made.date) == ("rtdmd evaluate '--output=a b'", "2026-01-02 03:04 UTC")
+    assert {"Python", "torch", "diffusers"} <= made.versions.keys()
 
 
 def test_the_page_says_when_and_how_it_was_made(page):
