@@ -109,9 +109,12 @@ for (const button of document.querySelectorAll(".enlarge")) button.addEventListe
 for (const button of enlarged.querySelectorAll("button[data-key]")) {
   button.addEventListener("click", () => enlarge(neighbour(opened, button.dataset.key)));
 }
-enlarged.querySelector(".close").addEventListener("click", () => enlarged.close());
-enlarged.addEventListener("click", (event) => event.target === enlarged && enlarged.close()); // beside it
-enlarged.addEventListener("close", () => opened.focus());
+const shut = () => {
+  enlarged.close();
+  opened.focus(); // not the image that was enlarged first, as the browser would
+};
+enlarged.querySelector(".close").addEventListener("click", shut);
+enlarged.addEventListener("click", (event) => event.target === enlarged && shut()); // beside it
 
 document.addEventListener("keydown", (event) => {
   const { key, target } = event;
@@ -119,6 +122,7 @@ document.addEventListener("keydown", (event) => {
   const isSearch = target.name === "search";
   if (enlarged.open) {
     if (key.startsWith("Arrow")) enlarge(neighbour(opened, key));
+    else if (key === "Escape") shut();
     else return;
   } else if (key === "/" && !isSearch) {
     const current = target.closest(".gallery") ?? galleries.find((one) => one.getBoundingClientRect().bottom > 0);
