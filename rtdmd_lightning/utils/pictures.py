@@ -32,7 +32,7 @@ class Pictures:
 
     @cached_property
     def separate(self) -> list[Image.Image]:
-        return [to_pil_image(image) for image in self.images.cpu().clamp(0, 1).mul(255).round().byte()]
+        return [to_pil_image(image) for image in self.images.cpu().float().clamp(0, 1).mul(255).round().byte()]
 
     @cached_property
     def grid(self) -> Image.Image:

@@ -3,10 +3,11 @@
 import json
 import struct
 import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -133,6 +134,14 @@ def test_weights_and_biases_has_curves_images_with_captions_and_the_configuratio
         }
         assert told["trainer"]["max_steps"] == row["step"] and told["model"]["init_args"]["batch_size"] == 4
     assert yaml.safe_load((tmp_path / "mine/config.yaml").read_text())["trainer"]["max_steps"] == 4
+
+
+def test_a_warning_is_an_alert_in_weights_and_biases(monkeypatch):
+    pytest.importorskip("wandb")
+    told = []
+    monkeypatch.setattr(WandbLogger, "experiment", SimpleNamespace(alert=lambda **alert: told.append(alert)))
+    log_warning(WandbLogger(offline=True), "eval/alarm", "it rises", 3)
+    assert told == [{"title": "eval/alarm", "text": "it rises"}]
 
 
 def test_nothing_imports_weights_and_biases_unless_it_is_the_logger(tmp_path):
