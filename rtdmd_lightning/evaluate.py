@@ -9,6 +9,7 @@ score the images. Into the output folder go `images/`, `results.json`, `results.
 import gc
 import sys
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from lightning import Trainer
 from rtdmd_lightning.data.prompts import load_prompts
 from rtdmd_lightning.evaluation.predict import DrawImages, ScoreImages
 from rtdmd_lightning.evaluation.published import published_scores
-from rtdmd_lightning.evaluation.report import write_report
+from rtdmd_lightning.evaluation.report import Provenance, write_report
 from rtdmd_lightning.evaluation.results import Results, SetResult, write_results
 from rtdmd_lightning.evaluation.settings import Entry, Gallery, PromptSet, check_settings
 from rtdmd_lightning.evaluation.side_by_side import write_side_by_side
@@ -158,7 +159,8 @@ def main(arguments: list[str]) -> Results:
         for name, result in sets.items():
             picture = evaluation.output / f"side_by_side_{slug(name)}.png"
             write_side_by_side(result, evaluation.output, evaluation.gallery, picture, evaluation.sets[name].verdict)
-        report = write_report(results, evaluation.output, evaluation.gallery)
+        provenance = Provenance.of_command(arguments, datetime.now().astimezone())
+        report = write_report(results, evaluation.output, evaluation.gallery, provenance)
         console = wide_console()
         for part in to_terminal(results):
             console.print(part)

@@ -29,7 +29,7 @@ EXPECTED_WARNINGS = (
     "Already found a `peft_config` attribute",  # several adapters on one base
     "You have overridden `transfer_batch_to_device`",
     "Found .* in eval mode at the start of training",  # dropout stays off
-    "Experiment logs directory .* exists and is not empty",  # `utils.loggers.keep_rows`
+    "Experiment logs directory .* exists and is not empty",  # `utils.loggers.go_on`
     "LightningCLI's args parameter is intended",  # they are sys.argv's, expanded
 )
 
@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> "FitCLI":
     from rtdmd_lightning.callbacks.monitors import check_monitors
     from rtdmd_lightning.fitting.closing import closing
     from rtdmd_lightning.modules.preflight import check_start
-    from rtdmd_lightning.utils.loggers import keep_rows
+    from rtdmd_lightning.utils.loggers import go_on
     from rtdmd_lightning.utils.run_folder import locked, remove_partial, run_folder
 
     folder = run_folder(cli.trainer)
@@ -107,7 +107,8 @@ def main(arguments: list[str]) -> "FitCLI":
     with locked(folder) if cli.trainer.is_global_zero else nullcontext():
         if cli.trainer.is_global_zero:
             remove_partial(folder)
-            keep_rows(cli.trainer.loggers)
+            for logger in cli.trainer.loggers:
+                go_on(logger)
         try:
             cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=checkpoint)
         except MisconfigurationException as error:  # trainer options that contradict one another

@@ -52,7 +52,7 @@ def stages(tiny_folder, tmp_path):
     (run / "config.yaml").write_text(yaml.safe_dump({"seed_everything": 0} | config))
     rows = [
         {"step": 2, "eval/shapes": 0.25},
-        {"step": 4, "training_seconds": 9.0, "eval/shapes": 0.5, "eval/shapes/color": 0.75},
+        {"step": 4, "training_seconds": 9.0, "eval/shapes": 0.5, "eval_by_tag/shapes/color": 0.75},
     ]
     (run / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return [str(run / "cold_start"), str(run / "rtdmd")], run

@@ -63,7 +63,9 @@ def test_a_name_of_ones_own_comes_last(config):
 @pytest.mark.parametrize("option", ["--callbacks.alarm.stop=true", "--callbacks.evalaution.every_n_updates=5"])
 def test_an_option_of_a_callback_that_the_run_does_not_have_is_refused(config, option):
     name = option.split(".")[1]
-    with pytest.raises(UserError, match=rf"no callback '{name}' \(it has: evaluation, export, interruption, last\)"):
+    with pytest.raises(
+        UserError, match=rf"no callback '{name}' \(it has: evaluation, export, interruption, last, summary\)"
+    ):
         fit.parse(["--config", config, option])
 
 
@@ -96,6 +98,7 @@ def test_the_printed_config_has_every_callback(config, capsys):
         fit.parse(["--config", config, "--callbacks.evaluation.every_n_updates=5", "--print_config"])
     printed = yaml.safe_load(capsys.readouterr().out)["callbacks"]
     assert [name for name, callback in printed.items() if callback is not None] == [
+        "summary",
         "evaluation",
         "last",
         "export",

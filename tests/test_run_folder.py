@@ -13,7 +13,6 @@ from rtdmd_lightning.callbacks.monitors import check_monitors
 from rtdmd_lightning.fitting.command_line import CONFIGURATION_KEY
 from rtdmd_lightning.utils import run_folder
 from rtdmd_lightning.utils.errors import UserError
-from rtdmd_lightning.utils.loggers import keep_rows
 from tests.support.tiny import write_config
 from tests.support.tiny_rtdmd import save_cold_start, write_rtdmd_config
 
@@ -58,12 +57,7 @@ def test_a_runs_files_are_in_its_folder_and_nowhere_else(logger, tiny_folder, tm
         (metrics,) = (here / "mine").rglob("metrics.csv")
         with metrics.open(newline="") as stream:
             steps = [int(row["step"]) for row in csv.DictReader(stream)]
-        assert sorted(set(steps)) == [0, 1, 2, 3]
-
-
-def test_loggers_without_rows_are_left_alone(tmp_path):
-    keep_rows([])
-    assert not files(tmp_path)
+        assert sorted(set(steps)) == [0, 1, 2, 3, 4]  # an update's numbers stand before it, an evaluation's after it
 
 
 @pytest.mark.slow
@@ -86,7 +80,13 @@ def test_a_resumed_run_tells_its_other_options_once_and_takes_them(tiny_folder, 
 
 @pytest.mark.parametrize(
     ("monitor", "known"),
-    [("eval/shapes", True), ("eval/shapes/two_object", True), ("eval/nope", False), ("eval/held_out", False)],
+    [
+        ("eval/shapes", True),
+        ("eval_by_tag/shapes/two_object", True),
+        ("eval_by_tag/nope/two_object", False),
+        ("eval/nope", False),
+        ("eval/held_out", False),
+    ],
 )
 def test_a_checkpoint_that_waits_for_what_no_evaluation_logs_is_refused(monitor, known, tiny_folder, tmp_path):
     """Stage 1 trains on no reward, so there is no sum of those held out."""

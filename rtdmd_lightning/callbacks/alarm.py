@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from rtdmd_lightning.callbacks.measures import Evaluation
@@ -12,6 +11,7 @@ from rtdmd_lightning.callbacks.protocols import HasRewards
 from rtdmd_lightning.callbacks.reward_eval import RewardEvalCallback
 from rtdmd_lightning.utils.checkpointing import CHECKPOINTS
 from rtdmd_lightning.utils.errors import UserError
+from rtdmd_lightning.utils.loggers import log_warning
 from rtdmd_lightning.utils.run_folder import run_folder
 
 CHECKPOINT = "alarm.ckpt"
@@ -31,7 +31,7 @@ class RewardHackingAlarm(L.Callback):
 
     It hears every evaluation of the run's `RewardEvalCallback`. Each held-out measure (a reward that is not trained on, or the
     diversity) is compared with the evaluation at which it stood highest, the first one where it has only fallen since. The
-    alarm is a warning and, in TensorBoard, a text under `eval/alarm`.
+    alarm is a warning, in TensorBoard a text under `eval/alarm`, and in Weights & Biases an alert.
 
     Args:
         max_drop: the fraction of its highest value that a measure may lose while the trained reward rises.
@@ -70,8 +70,7 @@ class RewardHackingAlarm(L.Callback):
         rank_zero_warn(text)
         if trainer.is_global_zero:
             for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_text("eval/alarm", text, evaluation.step)
+                log_warning(logger, "eval/alarm", text, evaluation.step)
         if self.stop:
             trainer.save_checkpoint(run_folder(trainer) / CHECKPOINTS / CHECKPOINT)
             trainer.should_stop = True

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rtdmd_lightning.callbacks.protocols import HasRewards
+from rtdmd_lightning.utils.curve_names import EVALUATED
 from rtdmd_lightning.utils.errors import UserError
 
 DIVERSITY = "diversity"
@@ -35,13 +36,18 @@ class Measures:
             return {}
         sums = {"eval/trained": self.trained, "eval/held_out": self.held_out}
         return {
-            name: torch.stack([weight * scores[f"eval/{one}"] for one, weight in weights.items()]).sum()
+            name: torch.stack([weight * scores[f"{EVALUATED}{one}"] for one, weight in weights.items()]).sum()
             for name, weights in sums.items()
             if weights
         }
 
+    def headline(self, scores: Mapping[str, Tensor]) -> dict[str, float]:
+        """The scores to look at first: both sums; where no reward is trained on, the first reward's score."""
+        names = ["trained", "held_out"] if self.trained else list(self.held_out)[:1]
+        return {name: float(scores[f"{EVALUATED}{name}"]) for name in names if f"{EVALUATED}{name}" in scores}
+
     def evaluation(self, step: int, scores: Mapping[str, Tensor]) -> Evaluation:
-        held_out = {name: float(scores[f"eval/{name}"]) for name in self.held_out}
+        held_out = {name: float(scores[f"{EVALUATED}{name}"]) for name in self.held_out}
         return Evaluation(step, float(scores["eval/trained"]), held_out)
 
 

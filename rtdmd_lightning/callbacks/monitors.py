@@ -4,9 +4,8 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from rtdmd_lightning.callbacks.reward_eval import RewardEvalCallback
+from rtdmd_lightning.utils.curve_names import OF_EVALUATIONS
 from rtdmd_lightning.utils.errors import require
-
-EVALUATED = "eval/"  # how the names of an evaluation's numbers begin
 
 
 def check_monitors(trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -21,7 +20,7 @@ def check_monitors(trainer: L.Trainer, module: L.LightningModule) -> None:
         for name in callback.logged(module)
     ]
     for checkpoints in trainer.checkpoint_callbacks:
-        if not isinstance(checkpoints, ModelCheckpoint) or not (checkpoints.monitor or "").startswith(EVALUATED):
+        if not isinstance(checkpoints, ModelCheckpoint) or not (checkpoints.monitor or "").startswith(OF_EVALUATIONS):
             continue
         require(
             checkpoints.monitor in names,
@@ -44,7 +43,7 @@ class MonitorsAreLogged(L.Callback):
             if not isinstance(checkpoints, ModelCheckpoint) or checkpoints.monitor is None:
                 continue
             monitor, every = checkpoints.monitor, max(1, checkpoints._every_n_train_steps)
-            if monitor in self._asked or monitor.startswith(EVALUATED) or trainer.global_step % every:
+            if monitor in self._asked or monitor.startswith(OF_EVALUATIONS) or trainer.global_step % every:
                 continue
             self._asked.add(monitor)
             logged = trainer.callback_metrics

@@ -12,13 +12,16 @@ from torch import Tensor
 
 from rtdmd_lightning.callbacks.measures import trained_weights
 from rtdmd_lightning.callbacks.reward_eval import RewardEvalCallback
+from rtdmd_lightning.callbacks.summary import of_update
 from rtdmd_lightning.utils.errors import require
 
 REMEMBERED = 20  # durations that a mean is taken of
+BAR, SHORTEST_BAR = 20, 6  # letters
+TITLES = {"generator_loss": "loss", "fake_score_loss": "fake-score loss", "held_out": "held out"}
 
 
 class TrainingProgress(ProgressBar):
-    """In a terminal a bar, `update 5/24`, with the time that is left; in a log file a line now and then.
+    """In a terminal a bar, `update 5/24`, with the time that is left and what fits beside it; in a log file a line now and then.
 
     The time counts the evaluations that are still to come, once one was measured. Stage 1 shows its two losses and the first
     score of the last evaluation; what is trained on rewards shows their weighted sum, of the update's images, and the held-out
@@ -56,7 +59,7 @@ class TrainingProgress(ProgressBar):
         evaluation = evaluation_of(trainer)
         self._evaluating = evaluation is not None and evaluation.at_start and trainer.global_step == 0
         if self.console.is_terminal:
-            columns = (TextColumn("[bold]{task.description}"), BarColumn(20), TextColumn("{task.fields[told]}"))
+            columns = (TextColumn("[bold]{task.description}"), BarColumn(BAR), TextColumn("{task.fields[told]}"))
             self._bar = Progress(*columns, console=self.console, refresh_per_second=2)
             self._task = self._bar.add_task("", total=trainer.max_steps if trainer.max_steps > 0 else None, told="")
             self._bar.start()
@@ -68,7 +71,9 @@ class TrainingProgress(ProgressBar):
             self._evaluations.append(now - self._ended)
         elif self._updates:
             self._updates[-1] += now - self._ended  # checkpoints and the like
-        self._began, self._evaluating = now, False
+        was_evaluating, self._began, self._evaluating = self._evaluating, now, False
+        if was_evaluating and self._bar is not None:
+            self.tell(trainer, pl_module)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
         if not self._enabled:
@@ -106,18 +111,20 @@ class TrainingProgress(ProgressBar):
         if self._bar is None and (step == 0 or (now - self._told < self.every_seconds and step != last)):
             return
         self._told = now
-        numbers = numbers_of(trainer.callback_metrics, trained_weights(pl_module))
+        evaluation = evaluation_of(trainer)
+        headline = evaluation.headline if evaluation else {}
+        numbers = numbers_of(trainer.callback_metrics, trained_weights(pl_module), headline)
         left = self.seconds_left(trainer)
         parts = [
-            f"{_clock(left)} left" if left is not None and left > 0 else "",
+            *(["evaluating"] if self._evaluating else []),
+            *([f"{_clock(left)} left"] if left is not None and left > 0 else []),
             *(f"{name} {value:.3g}" for name, value in numbers.items()),
-            "evaluating" if self._evaluating else "",
         ]
         title = f"update {step}/{last}" if last > 0 else f"update {step}"
-        told = "  ".join(part for part in parts if part)
         if self._bar is None:
-            self.console.print(f"{title}  {told}", highlight=False, soft_wrap=True)
+            self.console.print("  ".join([title, *parts]), highlight=False, soft_wrap=True)
         else:
+            told = fitting(parts, self.console.width - len(title) - SHORTEST_BAR - 2)
             self._bar.update(self._task, description=title, completed=step, told=told)
 
     def seconds_left(self, trainer: L.Trainer) -> float | None:
@@ -142,22 +149,25 @@ def evaluations_left(step: int, last: int, every: int | None) -> int:
     return 0 if every is None else -(-last // every) - step // every
 
 
-def numbers_of(metrics: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, float]:
-    """The two or three numbers of the stage that a run is in, of all that it has logged; `weights` are the trained rewards'."""
-    numbers = {}
-    rewards = {name: metrics[f"reward/{name}"] for name in weights if f"reward/{name}" in metrics}
-    if rewards:
-        numbers["reward"] = sum(weights[name] * float(value) for name, value in rewards.items())
-    for title, role in () if weights else (("loss", "generator"), ("fake-score loss", "fake_score")):
-        losses = [float(value) for name, value in metrics.items() if name.startswith(f"{role}/loss")]
-        if losses:  # in stage 1 one for each segment, the last that was logged
-            numbers[title] = sum(losses) / len(losses)
-    evaluated = [name for name in metrics if name.startswith("eval/") and name.count("/") == 1]
-    if "eval/held_out" in evaluated:
-        numbers["held out"] = float(metrics["eval/held_out"])
-    elif evaluated and not weights:
-        numbers[evaluated[0].removeprefix("eval/")] = float(metrics[evaluated[0]])
-    return numbers
+def fitting(parts: list[str], width: int) -> str:
+    """As many of the parts, from the first, as fit into so many letters."""
+    while len(told := "  ".join(parts)) > width and parts:
+        parts = parts[:-1]
+    return told
+
+
+def numbers_of(
+    metrics: Mapping[str, Tensor], weights: Mapping[str, float], headline: Mapping[str, float]
+) -> dict[str, float]:
+    """The two or three numbers of the stage that a run is in, of all that it has logged, the most telling first.
+
+    `weights` are the trained rewards', `headline` is the last evaluation's.
+    """
+    update = of_update(metrics, weights)
+    shown = ["reward"] if weights else ["generator_loss", "fake_score_loss"]
+    numbers = {name: score for name, score in headline.items() if name != "trained"}
+    numbers |= {name: float(update[name]) for name in shown if name in update}
+    return {TITLES.get(name, name): number for name, number in numbers.items()}
 
 
 def _clock(seconds: float) -> str:

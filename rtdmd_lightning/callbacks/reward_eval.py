@@ -1,40 +1,42 @@
 """Scoring the student on held-out prompts while it trains: by what it is trained on and by what it is not."""
 
-import json
 import time
 from collections.abc import Callable
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torchmetrics import MeanMetric
-from torchvision.utils import make_grid, save_image
 
 from rtdmd_lightning.callbacks.diversity import DiversitySettings, within_prompt_diversity
-from rtdmd_lightning.callbacks.measures import DIVERSITY, Evaluation, Measures, measures_of, trained_weights
+from rtdmd_lightning.callbacks.measures import (
+    DIVERSITY,
+    Evaluation,
+    Measures,
+    measures_of,
+    trained_weights,
+)
 from rtdmd_lightning.callbacks.protocols import Generates, HasRewards
+from rtdmd_lightning.callbacks.records import SCORES, evaluated_steps, record
 from rtdmd_lightning.data.prompts import load_prompts, spread
 from rtdmd_lightning.evaluation.tasks import in_batches
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.mixture import checked_score
+from rtdmd_lightning.utils.curve_names import EVALUATED, EVALUATED_BY_TAG
 from rtdmd_lightning.utils.errors import UserError, require
-from rtdmd_lightning.utils.files import write_text
-from rtdmd_lightning.utils.json_text import read_rows
+from rtdmd_lightning.utils.pictures import Pictures
 from rtdmd_lightning.utils.run_folder import run_folder
-
-SCORES = "eval.jsonl"
 
 
 class RewardEvalCallback(L.Callback):
     """Every `every_n_updates` generator updates: the EMA student draws held-out prompts, rewards score them.
 
-    Logged through torchmetrics, over all ranks: `eval/REWARD` and `eval/REWARD/TAG`; `ModelCheckpoint(monitor="eval/REWARD")`
-    sees them. `grid` of the images, the same prompts and noise every time, go to TensorBoard and to
-    `RUN_DIR/images/step_N.png`; the scores, with the seconds spent training so far, to `RUN_DIR/eval.jsonl`.
+    Logged through torchmetrics, over all ranks: `eval/REWARD` and `eval_by_tag/REWARD/TAG`, the first few under `Summary/` too;
+    `ModelCheckpoint(monitor="eval/REWARD")` sees them. `grid` of the images, the same prompts and noise every time, go with their
+    prompts to TensorBoard, to Weights & Biases and to `RUN_DIR/images/step_N.png`; the scores, with the seconds spent training
+    so far, to `RUN_DIR/eval.jsonl`.
 
     A module that is trained on rewards is scored by its own, listed or not. `eval/trained` is their weighted sum,
     `eval/held_out` that of the measures that are not trained on, by which to keep the best checkpoint.
@@ -47,7 +49,7 @@ class RewardEvalCallback(L.Callback):
         rewards: what to score with; their names must differ.
         every_n_updates: generator updates between two evaluations; one more comes at the end.
         batch_size: images drawn at once on each process.
-        grid: how many images the grid shows.
+        grid: how many images are shown.
         seed: of the images' noise.
         at_start: evaluate before the first update too.
         diversity: log `eval/diversity`, see `within_prompt_diversity`.
@@ -81,6 +83,7 @@ class RewardEvalCallback(L.Callback):
         self.diversity = diversity
         self.held_out_weights = held_out_weights
         self.measures = Measures({}, {})
+        self.headline: dict[str, float] = {}
         self.listener: Callable[[L.Trainer, Evaluation], None] | None = None
         self.training_seconds = 0.0
         self._batch_started = 0.0
@@ -89,6 +92,11 @@ class RewardEvalCallback(L.Callback):
     @cached_property
     def metadata(self) -> list[dict]:
         return load_prompts(self.prompts)
+
+    @property
+    def measured(self) -> list[str]:
+        """The rewards, and the diversity where it is wanted."""
+        return [*self.rewards] if self.diversity is None else [*self.rewards, DIVERSITY]
 
     def state_dict(self) -> dict[str, Any]:
         return {"training_seconds": self.training_seconds, "last_evaluated": self._last_evaluated}
@@ -114,8 +122,7 @@ class RewardEvalCallback(L.Callback):
         if isinstance(pl_module, HasRewards):  # their networks are in memory anyway
             own = {name: pl_module.rewards.rewards[name] for name in trained}
             self.rewards = own | {name: reward for name, reward in self.rewards.items() if name not in own}
-        measured = [*self.rewards] if self.diversity is None else [*self.rewards, DIVERSITY]
-        self.measures = measures_of(measured, trained, self.held_out_weights)
+        self.measures = measures_of(self.measured, trained, self.held_out_weights)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The held-out rewards lie where the trained ones do."""
@@ -128,7 +135,7 @@ class RewardEvalCallback(L.Callback):
     def on_train_epoch_start(self, trainer, pl_module) -> None:
         """The one epoch of a run. By now every callback is ready, the one that hears signals too."""
         if self.at_start and trainer.global_step == 0:
-            self.evaluate_outside_a_step(trainer, pl_module)
+            self.evaluate(trainer, pl_module)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx: int) -> None:
         self._batch_started = time.perf_counter()
@@ -136,11 +143,11 @@ class RewardEvalCallback(L.Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
         self.training_seconds += time.perf_counter() - self._batch_started
         if trainer.global_step % self.every_n_updates == 0:
-            pl_module.log_dict(self.evaluate(trainer, pl_module))
+            pl_module.log_dict(self.evaluate(trainer, pl_module), logger=False)  # for monitors; loggers have it already
 
     def on_train_end(self, trainer, pl_module) -> None:
         if self._last_evaluated != trainer.global_step:
-            self.evaluate_outside_a_step(trainer, pl_module)
+            self.evaluate(trainer, pl_module)
 
     def on_fit_end(self, trainer, pl_module) -> None:
         """Lightning calls no `on_train_end` where the resumed checkpoint is the run's end: it may lack its evaluation."""
@@ -148,18 +155,12 @@ class RewardEvalCallback(L.Callback):
         if self._last_evaluated != trainer.global_step and not trainer.strategy.broadcast(written):
             pl_module.to(trainer.strategy.root_device)
             self.on_train_start(trainer, pl_module)
-            self.evaluate_outside_a_step(trainer, pl_module)
-
-    def evaluate_outside_a_step(self, trainer, pl_module) -> None:
-        """Where Lightning takes no logs from the module."""
-        scores = self.evaluate(trainer, pl_module)
-        for logger in trainer.loggers:
-            logger.log_metrics({name: float(score) for name, score in scores.items()}, trainer.global_step)
+            self.evaluate(trainer, pl_module)
 
     # What -------------------------------------------------------------------------------------------------------------
 
     def evaluate(self, trainer: L.Trainer, pl_module: Generates) -> dict[str, Tensor]:
-        """Draw and score; the mean of every metric over all ranks."""
+        """Draw and score, and record it; the mean of every metric over all ranks."""
         self._last_evaluated = trainer.global_step
         metrics = {
             name: MeanMetric(nan_strategy="error", sync_on_compute=True).to(pl_module.device)
@@ -167,12 +168,14 @@ class RewardEvalCallback(L.Callback):
         }
         self.score_rewards(trainer, pl_module, metrics)
         if self.diversity is not None:
-            self.score_diversity(trainer, pl_module, self.diversity, metrics[f"eval/{DIVERSITY}"])
+            self.score_diversity(trainer, pl_module, self.diversity, metrics[f"{EVALUATED}{DIVERSITY}"])
         scores = {name: metric.compute() for name, metric in metrics.items()}
         scores |= self.measures.sums(scores)
-        picture = self.draw_grid(pl_module)
+        self.headline = self.measures.headline(scores)
+        pictures = self.draw_pictures(pl_module)
         if trainer.is_global_zero:
-            self.write(trainer, run_folder(trainer), scores, picture)
+            numbers = {name: float(score) for name, score in scores.items()}
+            record(trainer, self.training_seconds, numbers, self.headline, pictures)
         if self.listener is not None:
             self.listener(trainer, self.measures.evaluation(trainer.global_step, scores))
         return scores
@@ -189,9 +192,9 @@ class RewardEvalCallback(L.Callback):
                 with reward.at_work():
                     of_images = checked_score(reward, images, prompts, metadata)
                 for value, entry in zip(of_images, metadata, strict=True):
-                    metrics[f"eval/{name}"].update(value)
+                    metrics[f"{EVALUATED}{name}"].update(value)
                     if "tag" in entry:
-                        metrics[f"eval/{name}/{entry['tag']}"].update(value)
+                        metrics[f"{EVALUATED_BY_TAG}{name}/{entry['tag']}"].update(value)
 
     def score_diversity(
         self, trainer: L.Trainer, pl_module: Generates, settings: DiversitySettings, metric: MeanMetric
@@ -210,32 +213,15 @@ class RewardEvalCallback(L.Callback):
         prompts = [self.metadata[index % len(self.metadata)]["prompt"] for index in indices]
         return pl_module.generate(prompts, indices, seed=self.seed)
 
-    def draw_grid(self, pl_module: Generates) -> Tensor:
+    def draw_pictures(self, pl_module: Generates) -> Pictures:
         shown = spread(len(self.metadata), self.grid)
         images = [self.draw(pl_module, part).cpu() for part in in_batches(shown, self.batch_size)]
-        return make_grid(torch.cat(images), nrow=8)
+        return Pictures(torch.cat(images), [self.metadata[index]["prompt"] for index in shown])
 
     def metric_names(self) -> list[str]:
         tags = dict.fromkeys(entry["tag"] for entry in self.metadata if "tag" in entry)
-        names = [f"eval/{name}{suffix}" for name in self.rewards for suffix in ("", *(f"/{tag}" for tag in tags))]
-        return names if self.diversity is None else [*names, f"eval/{DIVERSITY}"]
-
-    def write(self, trainer: L.Trainer, folder: Path, scores: dict[str, Tensor], picture: Tensor) -> None:
-        row = {"step": trainer.global_step, "training_seconds": round(self.training_seconds, 2)}
-        row |= {name: round(float(score), 5) for name, score in scores.items()}
-        path = folder / "images" / f"step_{trainer.global_step:06d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [*read_rows(folder / SCORES), row]  # anew: a run that is killed leaves no half of one
-        write_text("".join(json.dumps(row) + "\n" for row in rows), folder / SCORES)
-        save_image(picture, path)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("eval/images", picture, trainer.global_step)
-
-
-def evaluated_steps(path: Path) -> set[int]:
-    """The steps whose scores an `eval.jsonl` has, if there is one."""
-    return {row["step"] for row in read_rows(path)}
+        by_tag = [f"{EVALUATED_BY_TAG}{name}/{tag}" for name in self.rewards for tag in tags]
+        return [f"{EVALUATED}{name}" for name in self.measured] + by_tag
 
 
 def local_batches(total: int, size: int, rank: int, world_size: int) -> list[list[int]]:

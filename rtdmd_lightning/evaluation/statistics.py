@@ -1,13 +1,15 @@
 """Means, their standard errors, and differences between entries that drew the same prompts from the same noise."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
+FEWEST_DECIMALS, MOST_DECIMALS = 1, 4
+ROUNDING = 1e-9  # a standard error below it is of equal scores
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean difference and its confidence interval (NaN for a single pair)."""
+    """A mean difference, its standard error (None for a single pair) and its confidence interval (NaN likewise)."""
 
     mean: float
+    error: float | None
     low: float
     high: float
 
@@ -51,9 +54,17 @@ def paired_difference(scores: Sequence[float], baseline: Sequence[float]) -> Dif
     differences = np.subtract(scores, baseline)
     spread = estimate(differences.tolist())
     if spread.error is None:
-        return Difference(spread.mean, math.nan, math.nan)
+        return Difference(spread.mean, None, math.nan, math.nan)
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1)) * spread.error
-    return Difference(spread.mean, spread.mean - half, spread.mean + half)
+    return Difference(spread.mean, spread.error, spread.mean - half, spread.mean + half)
+
+
+def decimals(errors: Iterable[float | None]) -> int:
+    """How many decimals numbers with these standard errors deserve: those that show two digits of the smallest one."""
+    known = [error for error in errors if error is not None and error > ROUNDING]
+    if not known:
+        return MOST_DECIMALS
+    return min(MOST_DECIMALS, max(FEWEST_DECIMALS, 1 - math.floor(math.log10(min(known)))))
 
 
 def per_tag(scores: Sequence[float], tags: Sequence[str]) -> dict[str, float]:

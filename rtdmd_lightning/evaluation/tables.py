@@ -7,7 +7,14 @@ from typing import Any, Literal
 
 from rtdmd_lightning.evaluation.published import NOTE
 from rtdmd_lightning.evaluation.results import Results, SetResult
-from rtdmd_lightning.evaluation.statistics import CONFIDENCE, estimate, paired_difference, per_tag
+from rtdmd_lightning.evaluation.statistics import (
+    CONFIDENCE,
+    Difference,
+    decimals,
+    estimate,
+    paired_difference,
+    per_tag,
+)
 
 
 @dataclass(frozen=True)
@@ -40,9 +47,10 @@ class Table:
 def score_table(results: Results, name: str) -> Table:
     """Mean ± standard error: a row an entry, a column a reward. What is published of an entry stands below it."""
     result = results.sets[name]
-    rows = []
+    digits, rows = score_decimals(result), []
     for entry, settings in results.entries.items():
-        rows.append(Row(entry, [_estimate_cell(values) for values in result.prompt_scores(entry).values()], entry))
+        scores = result.prompt_scores(entry).items()
+        rows.append(Row(entry, [Cell(f"{estimate(of_one):.{digits[reward]}f}") for reward, of_one in scores], entry))
         if entry in result.published:
             rows.append(Row(f"{settings['published']} (paper)", _published_cells(result, entry), entry))
     notes = [*_reward_note(result.reward_settings), *([NOTE] if result.published else [])]
@@ -53,16 +61,23 @@ def difference_table(results: Results, name: str) -> Table:
     """Paired differences to the baseline: a row for each other entry, a column a reward."""
     result = results.sets[name]
     baseline = result.prompt_scores(results.baseline)
+    found = {
+        entry: {reward: paired_difference(of_one, baseline[reward]) for reward, of_one in scores.items()}
+        for entry, scores in ((entry, result.prompt_scores(entry)) for entry in results.challengers)
+    }
+    digits = {reward: decimals(of_entry[reward].error for of_entry in found.values()) for reward in result.rewards}
     rows = [
-        Row(
-            entry,
-            [_difference_cell(values, baseline[reward]) for reward, values in result.prompt_scores(entry).items()],
-            entry,
-        )
-        for entry in results.challengers
+        Row(entry, [_difference_cell(of_reward[reward], digits[reward]) for reward in result.rewards], entry)
+        for entry, of_reward in found.items()
     ]
     title = f"paired difference to “{results.baseline}” [{CONFIDENCE:.0%} confidence interval]"
     return Table(title, result.rewards, rows)
+
+
+def score_decimals(result: SetResult) -> dict[str, int]:
+    """By reward: how many decimals its means deserve, the same for all entries."""
+    scores = [result.prompt_scores(entry) for entry in result.scores]
+    return {reward: decimals(estimate(of_entry[reward]).error for of_entry in scores) for reward in result.rewards}
 
 
 def tag_tables(results: Results, name: str) -> list[Table]:
@@ -89,13 +104,12 @@ def to_markdown(results: Results) -> str:
 def _tag_table(result: SetResult, reward: str, tags: list[str]) -> Table:
     means = {entry: per_tag(result.prompt_scores(entry)[reward], tags) for entry in result.scores}
     columns = list(next(iter(means.values())))
-    rows = [Row(entry, [Cell(f"{value:.4f}") for value in of_tags.values()], entry) for entry, of_tags in means.items()]
+    digits = score_decimals(result)[reward]
+    rows = [
+        Row(entry, [Cell(f"{value:.{digits}f}") for value in of_tags.values()], entry)
+        for entry, of_tags in means.items()
+    ]
     return Table(f"{reward} by tag", columns, rows)
-
-
-def _estimate_cell(scores: list[float]) -> Cell:
-    found = estimate(scores)
-    return Cell(f"{found:.4f}")
 
 
 def _published_cells(result: SetResult, entry: str) -> list[Cell]:
@@ -113,12 +127,11 @@ def _reward_note(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [f"scored with {', '.join(parts)}"] if parts else []
 
 
-def _difference_cell(scores: list[float], baseline: list[float]) -> Cell:
-    found = paired_difference(scores, baseline)
+def _difference_cell(found: Difference, digits: int) -> Cell:
     if math.isnan(found.low):
-        return Cell(f"{found.mean:+.4f}")
+        return Cell(f"{found.mean:+.{digits}f}")
     verdict: Literal["", "higher", "lower"] = "higher" if found.low > 0 else "lower" if found.high < 0 else ""
-    return Cell(f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]", verdict)
+    return Cell(f"{found.mean:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]", verdict)
 
 
 def _table_to_markdown(table: Table) -> str:

@@ -27,7 +27,7 @@ def draw(table: Table) -> Drawn:
     drawn = Drawn(title=escape(table.title), title_justify="left", title_style="", box=box.SIMPLE_HEAD)
     drawn.add_column("", overflow="fold")
     for column in table.columns:
-        drawn.add_column(escape(column), justify="right")
+        drawn.add_column(escape(column), justify="right", overflow="fold")
     for row in table.rows:
         drawn.add_row(Text(row.name), *map(_coloured, row.cells))
     return drawn

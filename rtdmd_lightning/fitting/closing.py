@@ -11,6 +11,7 @@ from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.publishing.run_folder import scores_of
 from rtdmd_lightning.roles.roles import EMA
+from rtdmd_lightning.utils.curve_names import EVALUATED, score_name
 from rtdmd_lightning.utils.run_folder import run_folder
 
 
@@ -18,9 +19,9 @@ def closing(trainer: Trainer, module: FewStepModule) -> str:
     """A few lines. Scores by tag are in `eval.jsonl` alone; a run without an `ExportGenerator` has no result to draw with."""
     folder = run_folder(trainer)
     lines = [f"{folder}: {trainer.global_step} updates"]
-    scores = {name: value for name, value in scores_of(folder).items() if name.count("/") == 1}
+    scores = {name: value for name, value in scores_of(folder).items() if name.startswith(EVALUATED)}
     if scores:
-        told = (f"{name.removeprefix('eval/')} {value:.3f}" for name, value in scores.items())
+        told = (f"{score_name(name)} {value:.3f}" for name, value in scores.items())
         lines.append(f"held-out prompts: {', '.join(told)}")
     callbacks = trainer.callbacks  # type: ignore[attr-defined] # Lightning sets it from elsewhere
     for export in callbacks:

@@ -17,6 +17,7 @@ from rtdmd_lightning.utils.checkpointing import CHECKPOINTS
 from rtdmd_lightning.utils.configuration import expand_config_arguments, refusals_of_libraries
 from rtdmd_lightning.utils.errors import UserError, require, user_error_in
 from rtdmd_lightning.utils.files import write_text
+from rtdmd_lightning.utils.loggers import log_configuration
 from rtdmd_lightning.utils.processes import allow_cudnn_attention, use_matmul_precision
 from rtdmd_lightning.utils.run_folder import run_folder
 
@@ -52,19 +53,21 @@ class FitCLI(LightningCLI):
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:  # else the first logger would decide
                 callback.dirpath = str(Path(self.config_init.run_dir) / CHECKPOINTS)
-        trainer = super().instantiate_trainer(callbacks=[MonitorsAreLogged(), *callbacks], **options)
+        trainer = super().instantiate_trainer(callbacks=[*callbacks, MonitorsAreLogged()], **options)
         use_matmul_precision(self.config_init.float32_matmul_precision, trainer.strategy.root_device)
         allow_cudnn_attention(self.config_init.cudnn_attention, trainer.strategy.root_device)
         return trainer
 
 
 class SaveConfiguration(SaveConfigCallback):
-    """Write the run's whole configuration to `RUN_DIR/config.yaml`, and into its checkpoints."""
+    """Write the run's whole configuration to `RUN_DIR/config.yaml`, and into its loggers and checkpoints."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         folder = run_folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(self.text, folder / "config.yaml")
+        for logger in trainer.loggers:
+            log_configuration(logger, self.text)
 
     @property
     def text(self) -> str:

@@ -10,6 +10,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from rtdmd_lightning.modules.notes import on_host
 from rtdmd_lightning.roles.roles import GENERATOR
 from rtdmd_lightning.roles.sharding import gradient_sync_paused
 from rtdmd_lightning.utils.errors import check_not_negative, check_positive, require
@@ -150,8 +151,10 @@ class RoleOptimizers:
         optimizers = self.module.optimizers(use_pl_optimizer=role == GENERATOR and counts)
         of_roles = optimizers if isinstance(optimizers, list) else [optimizers]
         optimizer = of_roles[list(self.settings).index(role)]
+        rate = settings.learning_rate_at(self.module.global_step, self.module.trainer.max_steps)
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate_at(self.module.global_step, self.module.trainer.max_steps)
+            group["lr"] = rate
+        self.module.log(f"learning_rate/{role}", on_host(rate))
         optimizer.step()
         optimizer.zero_grad()
         return norm

@@ -151,5 +151,5 @@ class ScoreTeacher(L.Callback):
                 seed=0,
             )
             scores = strict_scores(images, self.metadata)
-            pl_module.log_dict({f"eval/{name}/{tag}": score for tag, score in scores.items()})
+            pl_module.log_dict({f"eval_by_tag/{name}/{tag}": score for tag, score in scores.items()})
             print(trainer.global_step, name, {tag: round(score, 3) for tag, score in scores.items()}, flush=True)

@@ -16,6 +16,7 @@ from rtdmd_lightning.evaluation.tasks import UNSEEN_IN_IMAGES
 from rtdmd_lightning.publishing.scheduler_file import SCHEDULER_FILE, SCHEDULER_FOLDER
 from rtdmd_lightning.roles.inference import even_steps
 from rtdmd_lightning.sampling.sampler import SamplerSettings
+from rtdmd_lightning.utils.curve_names import score_name
 
 METHOD_FILE = "METHOD.md"
 """The file beside the card that it links to."""
@@ -210,7 +211,7 @@ def method_text() -> str:
 
 
 def _evaluated(metric: str, value: float) -> EvalResult:
-    name = metric.removeprefix("eval/")
+    name = score_name(metric)
     return EvalResult(
         task_type="text-to-image",
         dataset_type="held-out-prompts",
@@ -223,7 +224,7 @@ def _evaluated(metric: str, value: float) -> EvalResult:
 def _score_table(scores: Mapping[str, float]) -> str:
     if not scores:
         return "None were taken."
-    rows = [f"| {metric.removeprefix('eval/')} | {value:.4f} |" for metric, value in scores.items() if metric != "step"]
+    rows = [f"| {score_name(metric)} | {value:.4f} |" for metric, value in scores.items() if metric != "step"]
     return "\n".join(
         [f"On held-out prompts, after {scores['step']:g} generator updates:\n", "| | |", "|---|---|", *rows]
     )

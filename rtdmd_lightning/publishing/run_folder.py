@@ -5,6 +5,7 @@ from operator import getitem
 from pathlib import Path
 from typing import Any
 
+from rtdmd_lightning.utils.curve_names import OF_EVALUATIONS
 from rtdmd_lightning.utils.errors import UserError, require
 from rtdmd_lightning.utils.json_text import read_rows
 from rtdmd_lightning.utils.yaml_text import read_yaml
@@ -46,4 +47,4 @@ def scores_of(run: Path) -> dict[str, float]:
     require(rows != [], f"{path} is empty")
     last = rows[-1]
     require(isinstance(last, dict) and "step" in last, f"{path} line {len(rows)} is no evaluation of a run")
-    return {name: value for name, value in last.items() if name == "step" or name.startswith("eval/")}
+    return {name: value for name, value in last.items() if name == "step" or name.startswith(OF_EVALUATIONS)}

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rtdmd_lightning.evaluation.statistics import Estimate, estimate
+from rtdmd_lightning.utils.curve_names import score_name
 from rtdmd_lightning.utils.errors import UserError
 from rtdmd_lightning.utils.json_text import read_rows
 
@@ -89,7 +90,7 @@ def markdown_table(summary: dict, metrics: Sequence[str]) -> str:
     titles = [
         title
         for axis, metric in columns
-        for title in (f"{metric.removeprefix('eval/')} at {budgets[axis]:.0f} {AXES[axis]}", f"less {reference}'s")
+        for title in (f"{score_name(metric)} at {budgets[axis]:.0f} {AXES[axis]}", f"less {reference}'s")
     ]
     lines = [["variant", "seeds", "s/update", *titles], ["---"] + ["---:"] * (2 + len(titles))]
     for name, variant in summary["variants"].items():
@@ -124,7 +125,7 @@ def plot(runs: Runs, metrics: Sequence[str], path: Path) -> None:
                 panel.fill_between(places, means - errors, means + errors, color=line.get_color(), alpha=0.15, lw=0)
             panel.set_xlabel(AXES[axis])
             panel.grid(alpha=0.3)
-        panels[row, 0].set_ylabel(metric.removeprefix("eval/"))
+        panels[row, 0].set_ylabel(score_name(metric))
     panels[0, -1].legend(title="variant (seeds)", fontsize="small")
     figure.savefig(path, dpi=120, metadata={"Software": None})
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rtdmd_lightning import fit
-from rtdmd_lightning.callbacks.progress import evaluations_left, numbers_of
+from rtdmd_lightning.callbacks.progress import evaluations_left, fitting, numbers_of
 from tests.support.tiny import write_config
 
 
@@ -24,19 +24,30 @@ def test_evaluations_that_are_still_to_come(step, last, every, wanted):
 
 def test_stage_1_shows_its_losses_and_an_evaluations_first_score():
     logged = {"generator/loss_segment_1": 1.0, "generator/loss_segment_4": 3.0, "fake_score/loss_segment_2": 0.5}
-    logged |= {"time/rollout": 9.0, "eval/strict": 0.25, "eval/strict/colors": 0.1, "eval/soft": 0.7}
-    numbers = numbers_of({name: torch.tensor(value) for name, value in logged.items()}, {})
+    logged |= {"time/rollout": 9.0, "eval/strict": 0.1}
+    numbers = numbers_of({name: torch.tensor(value) for name, value in logged.items()}, {}, {"strict": 0.25})
     assert numbers == {"loss": 2.0, "fake-score loss": 0.5, "strict": 0.25}
 
 
 def test_stage_2_shows_the_trained_reward_and_the_held_out_score():
-    logged = {"reward/a": 2.0, "reward/b": 4.0, "generator/loss": 9.0, "eval/trained": 0.1, "eval/held_out": 0.75}
-    numbers = numbers_of({name: torch.tensor(value) for name, value in logged.items()}, {"a": 1.0, "b": 0.5})
+    logged = {"reward/a": 2.0, "reward/b": 4.0, "generator/loss": 9.0}
+    metrics, headline = (
+        {name: torch.tensor(value) for name, value in logged.items()},
+        {"trained": 0.1, "held_out": 0.75},
+    )
+    numbers = numbers_of(metrics, {"a": 1.0, "b": 0.5}, headline)
     assert numbers == {"reward": 4.0, "held out": 0.75}
 
 
 def test_nothing_is_shown_that_was_not_logged():
-    assert numbers_of({}, {"a": 1.0}) == numbers_of({}, {}) == {}
+    assert numbers_of({}, {"a": 1.0}, {}) == numbers_of({}, {}, {}) == {}
+
+
+def test_what_does_not_fit_is_left_out_whole():
+    parts = ["evaluating", "0:10 left", "loss 1.5"]
+    assert [fitting(parts, width) for width in (31, 30, 21, 10, 3)] == [
+        *("evaluating  0:10 left  loss 1.5", "evaluating  0:10 left", "evaluating  0:10 left", "evaluating", ""),
+    ]
 
 
 def test_a_run_tells_its_updates_its_folder_and_how_to_draw(tiny_folder, tmp_path, capsys, caplog):

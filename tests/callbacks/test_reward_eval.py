@@ -87,9 +87,13 @@ def expected_scores():
     by_group = {"": list(range(COUNT))}
     for index, entry in enumerate(metadata):
         by_group.setdefault(f"/{entry['tag']}", []).append(index)
-    brightness = {f"eval/brightness{g}": sum(i) / len(i) / 100 for g, i in by_group.items()}
-    lengths = {f"eval/length{g}": sum(len(metadata[j]["prompt"]) for j in i) / len(i) for g, i in by_group.items()}
-    return brightness | lengths
+    brightness = {g: sum(i) / len(i) / 100 for g, i in by_group.items()}
+    lengths = {g: sum(len(metadata[j]["prompt"]) for j in i) / len(i) for g, i in by_group.items()}
+    return {
+        f"eval_by_tag/{name}{group}" if group else f"eval/{name}": mean
+        for name, means in {"brightness": brightness, "length": lengths}.items()
+        for group, mean in means.items()
+    }
 
 
 # Five prompts of three images: pairs are 12, 12 and 24 hundredths apart.
@@ -204,6 +208,11 @@ def test_two_processes_both_come_to_the_means_over_all_prompts_and_one_of_them_w
     assert len((tmp_path / "eval.jsonl").read_text().splitlines()) == 1
 
 
+def picture_in(grid, number):
+    """The four images are 8 pixels wide and enlarged 20 times, each with 8 pixels to its left and above it."""
+    return grid[:, 8 : 8 + 160, 8 + number * 168 :][:, :, :160]
+
+
 def test_an_evaluation_leaves_a_row_and_a_grid(tmp_path, fake_trainer):
     evaluation = callback()
     evaluation.training_seconds = 12.3456
@@ -211,12 +220,12 @@ def test_an_evaluation_leaves_a_row_and_a_grid(tmp_path, fake_trainer):
         evaluation.evaluate(fake_trainer(step=step), Student())
     rows = [json.loads(line) for line in (tmp_path / "eval.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [7, 14] and rows[0]["training_seconds"] == 12.35
-    scores = {name: value for name, value in rows[0].items() if name.startswith("eval/")}
+    scores = {name: value for name, value in rows[0].items() if name.startswith("eval")}
     assert scores == pytest.approx(expected_scores(), abs=1e-5)
-    # Four images spread from the first prompt to the last, in a row with two pixels between: 0, 3, 7 and 11 hundredths.
-    picture = read_image(str(tmp_path / "images/step_000007.png"))
-    assert picture.shape == (3, 8 + 4, 4 * 8 + 5 * 2)
-    assert [int(picture[0, 6, 6 + 10 * i]) for i in range(4)] == [round(2.55 * i) for i in (0, 3, 7, 11)]
+    # Four images spread from the first prompt to the last: 0, 3, 7 and 11 hundredths.
+    grid = read_image(str(tmp_path / "images/step_000007.png"))
+    for number, brightness in enumerate((0, 3, 7, 11)):
+        assert (picture_in(grid, number) == round(2.55 * brightness)).all()
     assert (tmp_path / "images/step_000014.png").is_file()
 
 
@@ -230,16 +239,19 @@ def test_a_row_that_a_kill_has_cut_off_is_gone_with_the_next(tmp_path, fake_trai
     assert rows.read_text().startswith(first) and evaluated_steps(rows) == {7, 14}
 
 
-def test_the_grid_is_in_tensorboard_as_in_the_folder(tmp_path, fake_trainer):
+def test_tensorboard_has_the_grid_as_in_the_folder_and_the_scores_at_the_same_step(tmp_path, fake_trainer):
     trainer = fake_trainer()
     trainer.loggers = [TensorBoardLogger(tmp_path, name="", version="")]
     callback().evaluate(trainer, Student())
     trainer.loggers[0].experiment.flush()
     events = EventAccumulator(str(tmp_path)).Reload()
-    (shown,) = events.Images("eval/images")
+    (shown,) = events.Images("images")
     picture = decode_image(torch.frombuffer(bytearray(shown.encoded_image_string), dtype=torch.uint8))
     assert shown.step == 7
-    assert (picture.int() - read_image(str(tmp_path / "images/step_000007.png")).int()).abs().max() <= 1  # of rounding
+    assert torch.equal(picture, read_image(str(tmp_path / "images/step_000007.png")))
+    for name, score in expected_scores().items():
+        (point,) = events.Scalars(name)
+        assert (point.step, point.value) == (7, pytest.approx(score))
 
 
 def test_the_runs_folder_need_not_exist_yet(tmp_path, fake_trainer):
@@ -262,7 +274,7 @@ def test_training_time_leaves_evaluation_and_the_wait_for_data_out(monkeypatch, 
     """A clock that an evaluation moves by 100 s, waiting for a batch by 10 s and a training step by 1 s."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(reward_eval.time, "perf_counter", lambda: clock.now)
-    evaluation, module = callback(every_n_updates=2), SimpleNamespace(log_dict=lambda scores: None)
+    evaluation, module = callback(every_n_updates=2), SimpleNamespace(log_dict=lambda scores, **_: None)
     steps = []
 
     def evaluate(trainer, pl_module):

@@ -2,15 +2,17 @@
 
 import re
 import shutil
+from datetime import UTC, datetime
 
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
-from rtdmd_lightning.evaluation.report import BINS, histogram, write_report
+from rtdmd_lightning.evaluation.report import BINS, Provenance, histogram, write_report
 from rtdmd_lightning.evaluation.settings import Gallery
 from tests.support.scores import PROMPTS, REWARD_SETTINGS, SCORES, draw_files, hand_made
 
 MINUS = "\N{MINUS SIGN}"
+PROVENANCE = Provenance("2026-01-02 03:04 UTC", "rtdmd evaluate --config '<x>.yaml'", {"torch": "2.0"})
 CHROMIUM = shutil.which("chromium")
 # Without these Chromium looks for Google's hosts; the sandbox does not start for root.
 FLAGS = [
@@ -26,7 +28,7 @@ FLAGS = [
 def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     draw_files(hand_made(), folder)
-    return write_report(hand_made(), folder, Gallery())
+    return write_report(hand_made(), folder, Gallery(), PROVENANCE)
 
 
 @pytest.fixture(scope="module")
@@ -76,24 +78,131 @@ def test_filter_by_tag(page):
 def test_sort_by_a_rewards_difference(page):
     """<RTDMD> - teacher in clip is -0.20, 0.30, -0.01, 0.04; in strict 0, 1, -1, 1."""
     assert page.locator("[name=entry]").is_disabled()  # nothing to choose in prompt order
-    choose(page, "reward", "difference in clip")
-    choose(page, "entry", f"<RTDMD> {MINUS} teacher")
+    choose(page, "sort", "difference in clip")
+    assert page.locator("[name=entry] option:enabled").all_text_contents() == ["cold | start", "<RTDMD>"]
+    choose(page, "entry", "<RTDMD>")
+    assert page.locator(".minus").inner_text() == f"{MINUS} teacher"
     assert shown(page) == [1, 3, 2, 0]
-    assert page.locator(".gap").all_text_contents() == ["+0.300", "+0.040", f"{MINUS}0.010", f"{MINUS}0.200"]
+    assert page.locator(".row .value").all_text_contents() == ["+0.300", "+0.040", f"{MINUS}0.010", f"{MINUS}0.200"]
     choose(page, "direction", "lowest")
     assert shown(page) == [0, 2, 3, 1]
-    choose(page, "reward", "difference in strict")
+    choose(page, "sort", "difference in strict")
     assert shown(page) == [2, 0, 1, 3]  # equal ones stay in prompt order
     choose(page, "tag", "colors")
     assert shown(page) == [0, 1]
-    choose(page, "reward", "prompt order")
+    choose(page, "sort", "prompt order")
     choose(page, "tag", "all")
-    assert shown(page) == [0, 1, 2, 3] and page.locator(".gap").count() == 0
+    assert shown(page) == [0, 1, 2, 3] and page.locator(".value:visible").count() == 0
+
+
+def test_sort_by_a_score_and_by_disagreement(page):
+    """The scores of clip differ between entries by at most 0.21, 0.30, 0.02 and 0.04."""
+    choose(page, "sort", "score in clip")
+    choose(page, "entry", "teacher")
+    assert shown(page) == [0, 2, 3, 1]
+    assert page.locator(".row .value").all_text_contents() == ["0.300", "0.250", "0.250", "0.200"]
+    scores = page.locator(".row").first.locator("dd").all_text_contents()
+    assert scores[:2] == ["1", "0.300"]  # right and wrong need no decimals
+    choose(page, "sort", "disagreement in clip")
+    assert page.locator("[name=entry]").is_disabled()
+    assert shown(page) == [1, 0, 3, 2]
+    choose(page, "direction", "lowest")
+    assert shown(page) == [2, 3, 0, 1]
+
+
+def test_search_finds_prompts_that_have_all_words(page):
+    page.keyboard.press("/")
+    page.keyboard.type("CIRCLES t")
+    assert shown(page) == [2, 3]
+    page.keyboard.type("w")
+    assert shown(page) == [2] and page.get_by_role("status").inner_text() == "1 of 4 prompts"
+    page.keyboard.press("Escape")
+    assert shown(page) == [0, 1, 2, 3]
+    page.keyboard.press("/")
+    page.keyboard.type("</script> &")  # as it stands there
+    assert shown(page) == [1]
+
+
+def enlarged(page: Page) -> tuple[str, int]:
+    """Entry and prompt of the enlarged image, which must be theirs."""
+    dialog = page.locator("#enlarged")
+    entry = dialog.locator(".entry").inner_text()
+    number = int(dialog.locator(".index").inner_text())
+    place = list(SCORES).index(entry)
+    assert PROMPTS[number] in dialog.locator("h4").inner_text()
+    original = page.locator(".rows .row:visible").nth(shown(page).index(number)).locator("img").nth(place)
+    assert dialog.locator("img").get_attribute("src") == original.get_attribute("src")
+    assert dialog.locator("a").get_attribute("href") == f"images/{place}_{number}.png"
+    return entry, number
+
+
+def focused(page: Page) -> str:
+    """What the image that has the focus shows."""
+    return page.evaluate("document.activeElement.querySelector('img').alt")
+
+
+def test_an_image_is_enlarged_and_arrows_go_through_entries_and_prompts_in_view(page):
+    page.keyboard.press("/")
+    page.keyboard.type("circles")
+    page.keyboard.press("Enter")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    assert enlarged(page) == ("cold | start", 2)
+    page.keyboard.press("ArrowRight")
+    assert enlarged(page) == ("<RTDMD>", 2)
+    page.keyboard.press("ArrowRight")  # round
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")  # there is no further one
+    assert enlarged(page) == ("teacher", 3)
+    page.get_by_label("next entry").click()
+    assert enlarged(page) == ("cold | start", 3)
+    page.keyboard.press("Escape")
+    assert not page.locator("#enlarged").is_visible() and focused(page) == "three circles, by cold | start"
+    page.keyboard.press("ArrowLeft")
+    assert focused(page) == "three circles, by teacher"
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"  # one sees where one is
+    page.locator(".row:visible img").first.click()
+    assert enlarged(page) == ("teacher", 2)
+    page.get_by_text("close", exact=True).click()
+    assert not page.locator("#enlarged").is_visible()
+
+
+def test_a_click_on_a_column_sorts_its_table(page):
+    table = page.locator("table").first
+    names, column = table.locator("tbody th"), table.locator("thead th").nth(1)
+    for order, wanted in {
+        "descending": ["<RTDMD>", "cold | start", "teacher"],
+        "ascending": ["teacher", "cold | start", "<RTDMD>"],
+        "none": ["teacher", "cold | start", "<RTDMD>"],
+    }.items():
+        column.get_by_role("button").click()
+        assert names.all_text_contents() == wanted and column.get_attribute("aria-sort") == order
+
+
+@pytest.mark.parametrize(("width", "columns"), [(700, 1), (1280, 2), (2560, 4)])
+def test_wide_screens_are_used(page, width, columns):
+    """Prompts stand beside one another, and nothing is wider than the window."""
+    page.set_viewport_size({"width": width, "height": 900})
+    left = page.locator(".row").evaluate_all("rows => rows.map(row => Math.round(row.getBoundingClientRect().left))")
+    assert len(set(left)) == columns
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_command_can_be_pasted_and_the_time_has_its_zone():
+    made = Provenance.of_command(["--output=a b"], datetime(2026, 1, 2, 3, 4, tzinfo=UTC))
+    assert (made.command, made.date) == ("rtdmd evaluate '--output=a b'", "2026-01-02 03:04 UTC")
+    assert {"Python", "torch", "diffusers"} <= made.versions.keys()
+
+
+def test_the_page_says_when_and_how_it_was_made(page):
+    page.get_by_text("2026-01-02 03:04 UTC: command, versions, settings").click()
+    told = page.locator("header").inner_text()
+    assert "rtdmd evaluate --config '<x>.yaml'" in told and "torch 2.0" in told and "class_path: x.Backbone" in told
 
 
 def test_images_are_those_of_prompt_and_entry(page):
     """Decoded by the browser; also after sorting."""
-    choose(page, "reward", "difference in clip")
+    choose(page, "sort", "difference in clip")
     for number, row in zip(shown(page), page.locator(".row").all(), strict=True):
         assert row.locator("h4").text_content().startswith(f"{number} {PROMPTS[number]}")
         row.scroll_into_view_if_needed()
@@ -136,13 +245,14 @@ def test_the_file_needs_nothing_else(report):
     """No address but the browser's own namespace names; prompts cannot break out of the page."""
     text = report.read_text()
     assert not re.search(r"https?:|//[a-z]|@import|url\(", text)
-    assert set(re.findall(r'src="(.{11})', text)) == {"data:image/"}
+    assert "innerHTML" not in text
+    assert set(re.findall(r'src="(.{6})', text)) == {"data:i", "data:,"}
     assert text.count("</script>") == 1 and "&lt;RTDMD&gt;" in text and "<RTDMD>" not in text
 
 
 def test_a_large_set_shows_some_spread_evenly(tmp_path):
     draw_files(hand_made(), tmp_path)
-    text = write_report(hand_made(tags=False), tmp_path, Gallery(prompts=2)).read_text()
+    text = write_report(hand_made(tags=False), tmp_path, Gallery(prompts=2), PROVENANCE).read_text()
     assert re.findall(r'class="index">(\d+)<', text) == ["0", "3"] and "2 of 4 prompts" in text
     assert 'name="tag"' not in text  # no tags, no filter
 
@@ -157,18 +267,18 @@ def test_of_several_images_of_a_prompt_the_first_is_shown_with_its_scores(tmp_pa
     pages = {}
     for name, results in {"one": one, "two": two}.items():
         draw_files(results, tmp_path / name)
-        pages[name] = write_report(results, tmp_path / name, Gallery()).read_text()
+        pages[name] = write_report(results, tmp_path / name, Gallery(), PROVENANCE).read_text()
     assert "4 prompts, 2 images each" in pages["two"] and "the first of its 2 images" in pages["two"]
     gallery = [re.findall(r'(?:data-scores|src)="[^"]*"', page) for page in pages.values()]
-    assert gallery[0] == gallery[1] and len(gallery[0]) == 4 + 12
-    assert "0.7825 ± 0.0829" in pages["two"]
+    assert gallery[0] == gallery[1] and len(gallery[0]) == 4 + 12 + 1  # where one is enlarged
+    assert "0.782 ± 0.083" in pages["two"]
 
 
 def test_the_table_shows_what_is_published_and_how_rewards_were_made(tmp_path):
     rewards = REWARD_SETTINGS | {"clip": {"class_path": "x.Clip", "init_args": {"resize": "bicubic"}}}
     results = hand_made(rewards=rewards, published={"<RTDMD>": {"clip": 0.3161}})
     draw_files(results, tmp_path)
-    text = write_report(results, tmp_path, Gallery()).read_text()
+    text = write_report(results, tmp_path, Gallery(), PROVENANCE).read_text()
     row = re.search(r'<th scope="row"><span class="entry c2">RTDMD \(paper\)</span></th>(.*?)</tr>', text, re.DOTALL)
     assert re.findall(r"<td[^>]*>(.*?)</td>", row[1]) == ["", "0.3161"]
     assert text.count("(paper)") == 1 and text.count("paper: arXiv 2605.26108") == 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rtdmd_lightning.evaluation.statistics import estimate, paired_difference, per_prompt, per_tag
+from rtdmd_lightning.evaluation.statistics import decimals, estimate, paired_difference, per_prompt, per_tag
 
 
 def test_mean_and_standard_error_by_hand():
@@ -82,3 +82,21 @@ def test_overall_is_the_mean_over_tags_not_over_images():
     found = per_tag([1.0, 0.0, 0.0, 0.0, 1.0], ["b", "a", "a", "a", "b"])
     assert found == {"b": 1.0, "a": 0.0, "overall": 0.5}
     assert list(found) == ["b", "a", "overall"]
+
+
+@pytest.mark.parametrize(
+    ("errors", "wanted"),
+    [
+        ([0.29, 0.25], 2),
+        ([0.0204, 0.0829], 3),  # the smallest decides
+        ([0.1], 2),
+        ([0.099], 3),
+        ([12.0], 1),  # at least one
+        ([1e-5], 4),  # and no more than are read
+        ([1e-17, 0.0, 0.3], 2),  # equal scores, to rounding, say nothing
+        ([None, 0.0], 4),
+        ([], 4),
+    ],
+)
+def test_decimals_show_two_digits_of_the_smallest_standard_error(errors, wanted):
+    assert decimals(errors) == wanted

@@ -18,32 +18,32 @@ mean ± standard error
 
 |  | strict | clip |
 | --- | ---: | ---: |
-| teacher | 0.5000 ± 0.2887 | 0.2500 ± 0.0204 |
-| cold \\| start | 0.5000 ± 0.2887 | 0.2600 ± 0.0204 |
-| <RTDMD> | 0.7500 ± 0.2500 | 0.2825 ± 0.0829 |
+| teacher | 0.50 ± 0.29 | 0.250 ± 0.020 |
+| cold \\| start | 0.50 ± 0.29 | 0.260 ± 0.020 |
+| <RTDMD> | 0.75 ± 0.25 | 0.282 ± 0.083 |
 
 paired difference to “teacher” [95% confidence interval]
 
 |  | strict | clip |
 | --- | ---: | ---: |
-| cold \\| start | +0.0000 [+0.0000, +0.0000] | **+0.0100 [+0.0100, +0.0100]** |
-| <RTDMD> | +0.2500 [-1.2735, +1.7735] | +0.0325 [-0.2955, +0.3605] |
+| cold \\| start | +0.00 [+0.00, +0.00] | **+0.01 [+0.01, +0.01]** |
+| <RTDMD> | +0.25 [-1.27, +1.77] | +0.03 [-0.30, +0.36] |
 
 strict by tag
 
 |  | colors | counting | overall |
 | --- | ---: | ---: | ---: |
-| teacher | 0.5000 | 0.5000 | 0.5000 |
-| cold \\| start | 0.5000 | 0.5000 | 0.5000 |
-| <RTDMD> | 1.0000 | 0.5000 | 0.7500 |
+| teacher | 0.50 | 0.50 | 0.50 |
+| cold \\| start | 0.50 | 0.50 | 0.50 |
+| <RTDMD> | 1.00 | 0.50 | 0.75 |
 
 clip by tag
 
 |  | colors | counting | overall |
 | --- | ---: | ---: | ---: |
-| teacher | 0.2500 | 0.2500 | 0.2500 |
-| cold \\| start | 0.2600 | 0.2600 | 0.2600 |
-| <RTDMD> | 0.3000 | 0.2650 | 0.2825 |
+| teacher | 0.250 | 0.250 | 0.250 |
+| cold \\| start | 0.260 | 0.260 | 0.260 |
+| <RTDMD> | 0.300 | 0.265 | 0.282 |
 """
 
 
@@ -57,7 +57,7 @@ def test_prompts_without_tags_have_no_tag_tables():
 
 def test_any_entry_may_be_the_baseline():
     text = to_markdown(hand_made(baseline="<RTDMD>"))
-    assert "| teacher | -0.2500 [-1.7735, +1.2735] | -0.0325 [-0.3605, +0.2955] |" in text
+    assert "| teacher | -0.25 [-1.77, +1.27] | -0.03 [-0.36, +0.30] |" in text
 
 
 def twice() -> dict[str, dict[str, list[float]]]:
@@ -74,16 +74,16 @@ def test_statistics_of_several_images_are_over_prompts():
     means = {entry: np.array(by_reward["clip"]).reshape(2, 4).mean(axis=0) for entry, by_reward in scores.items()}
     student, teacher = means["<RTDMD>"], means["teacher"]
     low, high = stats.ttest_rel(student, teacher).confidence_interval(0.95)
-    assert f" {student.mean():.4f} ± {student.std(ddof=1) / 2:.4f} |\n" in text
-    assert f" {(student - teacher).mean():+.4f} [{low:+.4f}, {high:+.4f}] |\n" in text
+    assert f" {student.mean():.2f} ± {student.std(ddof=1) / 2:.2f} |\n" in text
+    assert f" {(student - teacher).mean():+.2f} [{low:+.2f}, {high:+.2f}] |\n" in text
     tags = student[:2].mean(), student[2:].mean()
     by_tag = text[text.index("clip by tag") :]
-    assert f"| <RTDMD> | {tags[0]:.4f} | {tags[1]:.4f} | {np.mean(tags):.4f} |" in by_tag
+    assert f"| <RTDMD> | {tags[0]:.2f} | {tags[1]:.2f} | {np.mean(tags):.2f} |" in by_tag
 
 
 def test_what_is_published_stands_below_the_entry_in_the_first_table_alone():
     found = to_markdown(hand_made(tags=False, published={"cold | start": {"clip": 0.3161}}))
-    row = "| cold \\| start | 0.5000 ± 0.2887 | 0.2600 ± 0.0204 |\n"
+    row = "| cold \\| start | 0.50 ± 0.29 | 0.260 ± 0.020 |\n"
     plain = GOLDEN[: GOLDEN.index("\nstrict by tag")]
     head, differences = plain.split("\npaired")
     assert found == (
@@ -101,7 +101,7 @@ def test_rewards_options_are_told_below_the_scores():
     rewards = {"strict": {"class_path": "x.Strict"}, "clip": {"class_path": "x.Clip", "init_args": options}}
     text = to_markdown(hand_made(rewards=rewards))
     assert text.count("scored with") == 1
-    assert " ± 0.0829 |\n\nscored with clip (resize=bicubic, batch_size=8)\n\npaired difference" in text
+    assert " ± 0.083 |\n\nscored with clip (resize=bicubic, batch_size=8)\n\npaired difference" in text
 
 
 def test_results_json_holds_the_settings_of_the_rewards_and_what_is_published(tmp_path):

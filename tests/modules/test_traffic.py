@@ -114,6 +114,7 @@ def test_an_optimizer_step_reads_the_device_once(tiny_folder, role):
             trainer=SimpleNamespace(max_steps=1),
             optimizers=lambda use_pl_optimizer: optimizers,
             manual_backward=lambda loss: None,  # it wants a driver
+            log=lambda name, value: None,
         )
         for parameter in module.roles.parameters_of(role):
             parameter.grad = torch.zeros_like(parameter)

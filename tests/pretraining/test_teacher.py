@@ -131,6 +131,8 @@ def test_the_score_callback_scores_both_ways_of_sampling_now_and_then(module, mo
         callback.on_train_batch_end(SimpleNamespace(global_step=global_step), module, None, None, 0)
     assert not logged
     callback.on_train_batch_end(SimpleNamespace(global_step=4), module, None, None, 0)
-    assert set(logged) == {f"eval/{name}/{tag}" for name in ("28_steps_cfg", "4_steps") for tag in ("all", *TAGS)}
+    assert set(logged) == {
+        f"eval_by_tag/{name}/{tag}" for name in ("28_steps_cfg", "4_steps") for tag in ("all", *TAGS)
+    }
     assert [(one["steps"], one["guidance_scale"]) for one in asked] == [(28, 3.0), (4, 1.0)]
     assert "4 28_steps_cfg {'all': " in capsys.readouterr().out
