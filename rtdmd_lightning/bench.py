@@ -8,6 +8,11 @@ whatever the process did before: this wants a process of its own.
 `benchmarking/README.md`.
 """
 
+if __name__ == "__main__":  # before the imports: a help text waits for none of them
+    from rtdmd_lightning.cli import help_first
+
+    help_first("bench")
+
 import json
 import platform
 import resource
@@ -144,11 +149,11 @@ def benchmark(
 
 def main(arguments: list[str]) -> None:
     if any(argument.partition("=")[0] == COUNTS for argument in arguments):
-        run_command(print_counts, "rtdmd_lightning.bench", arguments)
+        run_command(print_counts, arguments)
     elif GPU in arguments:
-        run_command(look, f"rtdmd_lightning.bench {GPU}", [argument for argument in arguments if argument != GPU])
+        run_command(look, [argument for argument in arguments if argument != GPU])
     else:
-        run_command(benchmark, "rtdmd_lightning.bench", arguments)
+        run_command(benchmark, arguments)
 
 
 if __name__ == "__main__":

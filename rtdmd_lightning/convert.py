@@ -10,6 +10,11 @@ Several adapters are taken as a stack, in order (METHOD section 5): the result i
 prints what a file is, and writes nothing.
 """
 
+if __name__ == "__main__":  # before the imports: a help text waits for none of them
+    from rtdmd_lightning.cli import help_first
+
+    help_first("convert")
+
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,16 +91,11 @@ def inspect(inspect: str, base: str | None = None) -> bool:
 def main(arguments: list[str]) -> None:
     """The command. With `--inspect` it exits with status 1 where a file matches no known model."""
     if any(argument.partition("=")[0] == "--inspect" for argument in arguments):
-        if not run_command(inspect, "rtdmd_lightning.convert", arguments):
+        if not run_command(inspect, arguments):
             sys.exit(1)
         return
-    parser = command_parser(
-        prog="python -m rtdmd_lightning.convert",
-        description="Convert adapters. To print what a file is instead: --inspect FILE [--base BASE].",
-    )
-    parser.add_argument(
-        "--adapters", nargs="+", type=str, required=True, help="files or folders, applied in this order"
-    )
+    parser = command_parser()
+    parser.add_argument("--adapters", nargs="+", type=str, required=True)
     parser.add_function_arguments(convert, skip={"adapters"})
     written = convert(**parser.parse_args(arguments).as_dict())
     print(f"written: {written}")

@@ -12,6 +12,11 @@ Without a run's config, name model and prompts:
     python -m rtdmd_lightning.embed --base MODEL --prompts '[prompts.txt]' --cache embeddings
 """
 
+if __name__ == "__main__":  # before the imports: a help text waits for none of them
+    from rtdmd_lightning.cli import help_first
+
+    help_first("embed")
+
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -139,4 +144,4 @@ def _cache_option(cache: str | None) -> list[str]:
 
 if __name__ == "__main__":
     with readable_errors():
-        run_command(embed, "rtdmd_lightning.embed", sys.argv[1:])
+        run_command(embed, sys.argv[1:])

@@ -6,6 +6,11 @@ score the images. Into the output folder go `images/`, `results.json`, `results.
 `--resolution=512` the resolution of all entries; `--help` lists every option.
 """
 
+if __name__ == "__main__":  # before the imports: a help text waits for none of them
+    from rtdmd_lightning.cli import help_first
+
+    help_first("evaluate")
+
 import gc
 import sys
 from dataclasses import dataclass, field, fields
@@ -66,7 +71,7 @@ def parse(arguments: list[str]) -> tuple[Evaluation, Trainer, dict[str, Any]]:
 
     An entry without a guidance scale has the one that it is drawn with.
     """
-    parser = command_parser(prog="python -m rtdmd_lightning.evaluate", description=__doc__)
+    parser = command_parser()
     parser.add_argument("--config", action="config", help="YAML file; several are merged, the last one wins")
     parser.add_argument("--resolution", type=PositiveInt, help="pixels a side, in place of every backbone's own")
     products = "of float32 matrix products on an accelerator: 'high' is TF32 where the device has it"

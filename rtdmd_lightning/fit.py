@@ -4,6 +4,11 @@
 config those of its classes too; `--trainer.help` lists Lightning's. `--print_config` prints the whole configuration.
 """
 
+if __name__ == "__main__":  # before the imports: a help text waits for none of them
+    from rtdmd_lightning.cli import help_first
+
+    help_first("fit")
+
 import sys
 import tempfile
 import warnings
@@ -15,7 +20,6 @@ from typing import TYPE_CHECKING
 import yaml
 from rich.console import Console
 
-from rtdmd_lightning.fitting.help import HELP, print_help
 from rtdmd_lightning.fitting.options import check_folders, check_options, check_prompts
 from rtdmd_lightning.utils.configuration import differences, split_arguments
 from rtdmd_lightning.utils.errors import UserError, readable_errors
@@ -118,10 +122,8 @@ def main(arguments: list[str]) -> "FitCLI":
 
 
 def command(arguments: list[str]) -> None:
-    """The command line: a help text, or the run."""
-    if any(argument in HELP for argument in arguments):
-        print_help(arguments, Console())
-    elif "--trainer.help" in arguments:
+    """The command line: Lightning's help text, or the run."""
+    if "--trainer.help" in arguments:
         from rtdmd_lightning.fitting.command_line import trainer_help
 
         print(trainer_help())

@@ -6,6 +6,11 @@ all of them, and so how well an epoch's gradient points where the average of end
 nowhere moves the weights all the same: train it on other steps, with more images, or with a smaller weight.
 """
 
+if __name__ == "__main__":  # before the imports: a help text waits for none of them
+    from rtdmd_lightning.cli import help_first
+
+    help_first("gradient_noise")
+
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -71,7 +76,7 @@ def gradient_noise(
 
 
 def main(arguments: list[str]) -> None:
-    run_command(gradient_noise, "rtdmd_lightning.gradient_noise", arguments)
+    run_command(gradient_noise, arguments)
 
 
 if __name__ == "__main__":

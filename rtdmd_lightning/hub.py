@@ -8,6 +8,11 @@ the recipe, a model card, the method's equations, and `result.json`, which says 
 use `hf auth login`.
 """
 
+if __name__ == "__main__":  # before the imports: a help text waits for none of them
+    from rtdmd_lightning.cli import help_first
+
+    help_first("hub")
+
 import json
 import shlex
 import sys
@@ -173,7 +178,7 @@ def main(arguments: list[str]) -> None:
     )
     pushing.add_function_arguments(push, skip={"adapters"})
     pulling.add_function_arguments(pull)
-    parser = command_parser(prog="python -m rtdmd_lightning.hub")
+    parser = command_parser()
     commands = parser.add_subcommands()
     commands.add_subcommand("push", pushing, help="publish a result")
     commands.add_subcommand("pull", pulling, help="fetch a result")

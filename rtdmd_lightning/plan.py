@@ -10,6 +10,11 @@ the passes of text encoders and of rewards without gradient. On the toy world th
 (`tests/planning/test_prediction.py`).
 """
 
+if __name__ == "__main__":  # before the imports: a help text waits for none of them
+    from rtdmd_lightning.cli import help_first
+
+    help_first("plan")
+
 import logging
 import math
 import sys
@@ -25,7 +30,6 @@ from rich.console import Console
 from rtdmd_lightning import fit
 from rtdmd_lightning.callbacks import RewardEvalCallback
 from rtdmd_lightning.data.stream import samples_per_pass
-from rtdmd_lightning.fitting.help import HELP, print_help
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.modules import RTDMDModule
 from rtdmd_lightning.modules.training import FewStepModule
@@ -142,9 +146,6 @@ def main(arguments: list[str]) -> None:
     """Print the table of a run; with `--markdown` among the arguments, one row of Markdown below its header."""
     card, arguments = _taken(arguments, CARD)
     options = [argument for argument in arguments if argument != MARKDOWN]
-    if any(argument in HELP for argument in options):
-        print_help(options, Console(), "rtdmd plan")
-        return
     if card is not None:
         fit_card(options, _gigabytes(card))
         return

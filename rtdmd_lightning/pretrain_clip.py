@@ -5,6 +5,11 @@ the world's differentiable reward. Started again, the run goes on where it stopp
 `CLIPModel` and `CLIPProcessor` load; `retrieval.json` in it says how well it tells held-out prompts apart.
 """
 
+if __name__ == "__main__":  # before the imports: a help text waits for none of them
+    from rtdmd_lightning.cli import help_first
+
+    help_first("pretrain_clip")
+
 import json
 import sys
 from pathlib import Path
@@ -48,4 +53,4 @@ def main(
 
 if __name__ == "__main__":
     with readable_errors():
-        run_command(main, "rtdmd_lightning.pretrain_clip", sys.argv[1:])
+        run_command(main, sys.argv[1:])

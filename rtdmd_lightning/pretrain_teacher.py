@@ -5,6 +5,11 @@ stopped. The teacher learns from true captions first, then from noisy ones (see 
 `StableDiffusion3Pipeline.from_pretrained` loads.
 """
 
+if __name__ == "__main__":  # before the imports: a help text waits for none of them
+    from rtdmd_lightning.cli import help_first
+
+    help_first("pretrain_teacher")
+
 import sys
 from pathlib import Path
 
@@ -83,4 +88,4 @@ def save_folder(pipeline: StableDiffusion3Pipeline, output: Path) -> None:
 
 if __name__ == "__main__":
     with readable_errors():
-        run_command(main, "rtdmd_lightning.pretrain_teacher", sys.argv[1:])
+        run_command(main, sys.argv[1:])

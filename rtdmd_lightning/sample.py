@@ -4,6 +4,11 @@ Under `torchrun` the batches are dealt out to all processes. Noise belongs to th
 dealt, so an image is the same on any number of processes.
 """
 
+if __name__ == "__main__":  # before the imports: a help text waits for none of them
+    from rtdmd_lightning.cli import help_first
+
+    help_first("sample")
+
 import hashlib
 import sys
 from collections.abc import Sequence
@@ -149,9 +154,9 @@ def _digests(path: Path) -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> None:
-    parser = command_parser(prog="python -m rtdmd_lightning.sample")
-    parser.add_argument("--adapters", nargs="*", type=str, default=[], help="files or folders, applied in this order")
-    parser.add_argument("--prompt", nargs="*", type=str, default=[], help="one or several prompts")
+    parser = command_parser()
+    parser.add_argument("--adapters", nargs="*", type=str, default=[])
+    parser.add_argument("--prompt", nargs="*", type=str, default=[])
     parser.add_class_arguments(Job, skip={"adapters", "prompt"})
     print(f"written: {sample(Job(**parser.parse_args(arguments).as_dict()))}")
 

@@ -3,6 +3,11 @@
 `python -m rtdmd_lightning.serve --reward hpsv3 --port 8000`
 """
 
+if __name__ == "__main__":  # before the imports: a help text waits for none of them
+    from rtdmd_lightning.cli import help_first
+
+    help_first("serve")
+
 import contextlib
 import ipaddress
 import socket
@@ -106,4 +111,4 @@ def address_of(server: RewardServer) -> str:
 
 if __name__ == "__main__":
     with readable_errors():
-        run_command(serve, "rtdmd_lightning.serve", sys.argv[1:])
+        run_command(serve, sys.argv[1:])

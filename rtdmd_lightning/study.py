@@ -6,6 +6,11 @@ its last checkpoint. SIGTERM ends the runs under way as it ends one by itself. A
 every learning curve (JSON), and a plot.
 """
 
+if __name__ == "__main__":  # before the imports: a help text waits for none of them
+    from rtdmd_lightning.cli import help_first
+
+    help_first("study")
+
 import os
 import platform
 import sys
@@ -75,4 +80,4 @@ def write_results(study: Study, name: str, curves: Runs) -> None:
 
 if __name__ == "__main__":
     with readable_errors():
-        run_command(compare, "rtdmd_lightning.study", sys.argv[1:])
+        run_command(compare, sys.argv[1:])
