@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+from rtdmd_lightning.data.prompt_files import read_prompt_file
 from rtdmd_lightning.fitting.refusals import PARTS, check_value, did_you_mean
 from rtdmd_lightning.utils.configuration import EXAMPLE
 from rtdmd_lightning.utils.errors import UserError, require
@@ -111,10 +112,10 @@ def check_prompts(config: Mapping[str, Any], arguments: list[str]) -> None:
     """Refuse a prompt file that is not there: most first runs lack one."""
     data = config.get("data")
     source = chosen_values(arguments).get("data.prompts") or (data.get("prompts") if isinstance(data, dict) else None)
-    if isinstance(source, str) and not source.startswith(("shapes:", "hub:")) and not Path(source).exists():
-        from rtdmd_lightning.data.prompts import load_prompts  # late: a help needs no torch
-
-        load_prompts(source)
+    if isinstance(source, str) and not source.startswith(("shapes:", "hub:")):
+        of_a_split = source.rpartition(":")[0]  # of FOLDER:SPLIT, the folder
+        if not Path(source).exists() and not (of_a_split and Path(of_a_split).is_dir()):
+            read_prompt_file(Path(source))
 
 
 def _values(given: Any) -> dict[str, Any]:

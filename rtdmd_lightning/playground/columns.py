@@ -8,9 +8,10 @@ import torch
 import yaml
 from torch import Tensor
 
-from rtdmd_lightning.models.base import Backbone
+from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.roles.apply import activate
 from rtdmd_lightning.roles.inference import InferenceModel, even_steps
+from rtdmd_lightning.sampling.sampler import CPSSampler
 from rtdmd_lightning.utils.errors import UserError
 
 Steps = int | list[int]
@@ -40,15 +41,20 @@ class Columns:
     """
 
     def __init__(
-        self, backbone: Backbone, adapters: Sequence[str], teacher: Teacher, names: Sequence[str] | None = None
+        self, backbone: PipelineBackbone, adapters: Sequence[str], teacher: Teacher, names: Sequence[str] | None = None
     ) -> None:
-        self._loaded = InferenceModel(backbone, adapters)
+        self._backbone, self._loaded = backbone, InferenceModel(backbone, adapters)
         self.teacher = teacher
         self.names = [_name(Path(path)) for path in adapters] if names is None else list(names)
 
     def load(self, device: torch.device) -> None:
         """Read base and adapters. Raises UserError where a file is missing or does not fit."""
         self._loaded.load(device)
+
+    @property
+    def side(self) -> int:
+        """Of the pictures, in pixels."""
+        return self._backbone.resolution
 
     @property
     def titles(self) -> list[str]:
@@ -79,7 +85,8 @@ class Columns:
         loaded = self._loaded
         model = InferenceModel(loaded.backbone, loaded.adapters[:count], steps, guidance_scale, eta)  # checks these
         model.transformer, model.device, model.embed = loaded.transformer, loaded.device, loaded.embed
-        model.use_sampler(steps, eta)
+        levels = self._backbone.pipeline_sigmas(steps) if isinstance(steps, int) else self._backbone.sigmas(steps)
+        model.sampler = CPSSampler(levels, eta)
         activate(loaded.transformer, loaded.adapter_names[:count])
         return model.generate([prompt], [0], seed=seed)[0]
 

@@ -8,14 +8,19 @@ from typing import Any
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it while it is imported
 
 import gradio as gr
+from PIL.Image import Image
 
 from rtdmd_lightning.playground.columns import Columns, parse_steps
 from rtdmd_lightning.rewards.base import to_pil
-from rtdmd_lightning.utils.errors import UserError, require
+from rtdmd_lightning.utils.errors import UserError
 
 LARGEST_SEED = 2**31 - 1
-SHARP = ".picture img {image-rendering: pixelated; width: 100%}"  # the toy world's pictures have 32 pixels
 FONT = ("system-ui", "sans-serif")
+CSS = """
+.picture .image-frame, .picture .image-frame img {width: 100% !important; height: auto !important; object-fit: contain}
+.few-pixels img {image-rendering: pixelated}
+"""
+FEW_PIXELS = 128  # a side; such pictures are enlarged without blurring
 
 
 def build_page(
@@ -34,45 +39,52 @@ def build_page(
         eta: the same.
         check_prompt: raises UserError for a prompt that the base knows nothing of.
     """
+    titles = [f"**{title}**" for title in columns.titles]
 
     def drawn(prompt: str, seed: float, steps: str, eta: float) -> Iterator[list[Any]]:
-        """What the told line and the pictures become, column by column."""
-        pictures: list[Any] = [gr.update(value=None, label=title) for title in columns.titles]
-        yield ["", *pictures]
+        """What is told, the titles and the pictures, again after each column."""
+        shown: list[str] = list(titles)
+        pictures: list[Image | None] = [None for _ in titles]
+        yield ["", *shown, *pictures]
         try:
             check_prompt(prompt)
-            require(0 <= seed <= LARGEST_SEED, f"the seed must lie between 0 and {LARGEST_SEED}")
             start = time.perf_counter()
             for position, image in enumerate(columns.draw(prompt, int(seed), parse_steps(steps), eta)):
                 seconds, start = time.perf_counter() - start, time.perf_counter()
-                label = f"{columns.titles[position]} · {seconds:.2f} s"
-                pictures[position] = gr.update(value=to_pil(image[None])[0], label=label)
-                yield ["", *pictures]
+                shown[position] = f"{titles[position]} · {seconds:.2f} s"
+                pictures[position] = to_pil(image[None])[0]
+                yield ["", *shown, *pictures]
         except UserError as error:
-            yield [str(error), *pictures]
+            yield [str(error), *shown, *pictures]
 
+    kind = ["picture", "few-pixels"] if columns.side <= FEW_PIXELS else ["picture"]
     with gr.Blocks(title="rtdmd", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as page:
         with gr.Row(equal_height=True):
-            prompt = gr.Textbox(examples[0] if examples else "", label="Prompt", scale=4)
-            seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=LARGEST_SEED, min_width=80)
-            few = gr.Textbox(steps, label="Steps", info="how many, or which: [1000, 750, 500, 250]", min_width=160)
-            noise = gr.Slider(0, 1, eta, step=0.05, label="Eta", info="noise in the students' steps", min_width=160)
-            button = gr.Button("Draw", variant="primary", min_width=80)
+            prompt = gr.Textbox(examples[0], label="Prompt", scale=5)
+            button = gr.Button("Draw", variant="primary")
+        with gr.Row(equal_height=True):
+            seed = gr.Number(0, label="Seed", info="of the noise", precision=0, minimum=0, maximum=LARGEST_SEED)
+            few = gr.Textbox(steps, label="Steps", info="how many, or which, as in [1000, 750, 500, 250]")
+            noise = gr.Slider(0, 1, eta, step=0.05, label="Eta", info="how noisy the students' steps are")
         told = gr.Markdown(elem_id="told")
+        headings, pictures = [], []
         with gr.Row():
-            pictures = [
-                gr.Image(label=title, format="png", interactive=False, buttons=["download"], elem_classes="picture")
-                for title in columns.titles
-            ]
-        if examples:
-            gr.Examples(list(examples), prompt, label="Prompts")
-        gr.on([button.click, prompt.submit, seed.submit, few.submit], drawn, [prompt, seed, few, noise], [told, *pictures])
+            for title in titles:
+                with gr.Column(min_width=160):
+                    headings.append(gr.Markdown(title))
+                    pictures.append(
+                        gr.Image(
+                            format="png", interactive=False, show_label=False, buttons=["download"], elem_classes=kind
+                        )
+                    )
+        gr.Examples(list(examples), prompt, label="Prompts")
+        asked = [button.click, prompt.submit, seed.submit, few.submit]
+        gr.on(asked, drawn, [prompt, seed, few, noise], [told, *headings, *pictures])
     return page
 
 
 def serve(page: gr.Blocks, host: str, port: int) -> None:
     """Serve it until Ctrl-C. Raises UserError where the port is not free."""
-    theme = gr.themes.Default(font=FONT, font_mono=("ui-monospace", "monospace"))
     try:
         page.launch(
             server_name=host,
@@ -81,8 +93,8 @@ def serve(page: gr.Blocks, host: str, port: int) -> None:
             quiet=True,
             ssr_mode=False,
             footer_links=[],
-            theme=theme,
-            css=SHARP,
+            theme=gr.themes.Default(font=FONT, font_mono=("ui-monospace", "monospace")),
+            css=CSS,
             prevent_thread_lock=True,
         )
     except OSError as error:
