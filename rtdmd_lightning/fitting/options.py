@@ -83,7 +83,7 @@ def check_options(config: Mapping[str, Any], arguments: list[str]) -> None:
     for option in options:
         name = option.name.partition(".")[0]
         _check_name(name, NAMES, f"{option.text}: there is no such option", "--")
-    check_callback_options(config, options)
+    _check_callback_options(config, options)
     _check_parts(config, options, chosen_values(arguments))
 
 
@@ -165,7 +165,7 @@ def _check_name(name: str, names: Iterable[str], problem: str, prefix: str) -> N
         raise UserError(f"{problem}; {did_you_mean(name, known, prefix)}")
 
 
-def check_callback_options(config: Mapping[str, Any], options: list[Typed]) -> None:
+def _check_callback_options(config: Mapping[str, Any], options: list[Typed]) -> None:
     """Refuse options of a callback that has no class: the parser would look for them in Lightning's base class."""
     known: set[str] = set()
     if isinstance(callbacks := config.get("callbacks"), dict):

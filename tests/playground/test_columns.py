@@ -40,7 +40,7 @@ def test_each_column_is_what_a_model_of_its_own_draws(tiny_folder, adapters):
         model.load(torch.device("cpu"))
         expected.append(model.generate([PROMPT], [0], seed=SEED)[0])
     for images in drawn:
-        torch.testing.assert_close(images, expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(images, expected, rtol=0, atol=0)
     assert len({image.numpy().tobytes() for image in expected}) == len(columns.titles) == 4
 
 
