@@ -64,6 +64,10 @@ MORE_OPTIONS = {
         "--float32_matmul_precision": "of float32 matrix products on an accelerator: high (TF32), highest, medium",
         "--trainer.OPTION": "Lightning's; `rtdmd fit --trainer.help` lists them",
     },
+    "plan": {
+        "--card GB": "the cheapest switches with which the run fits one card of so much memory",
+        "--markdown": "a row of Markdown in place of the table",
+    },
 }
 POSITIONAL = {"names": "NAME …", "shell": "bash|zsh"}
 
@@ -72,10 +76,9 @@ def print_help_of(name: str, arguments: list[str], console: Console) -> None:
     """A command's own introduction and its options; of a run's config among the arguments, those of its classes too."""
     if name != "fit":  # its help has no need of an introduction
         console.print(Text(introduction(f"rtdmd_lightning.{name}")))
-    if name in ("fit", "plan"):
+    if name not in OPTIONS:
         print_help(arguments, console, f"rtdmd {name}")
-        return
-    for way, path in OPTIONS[name].items():
+    for way, path in OPTIONS.get(name, {}).items():
         title = f"rtdmd {name} {way}".strip()
         console.print(option_table(title, f"rtdmd_lightning.{path}", positional=POSITIONAL), highlight=False)
     if name in MORE_OPTIONS:

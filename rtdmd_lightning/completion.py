@@ -19,7 +19,7 @@ from typing import Literal, get_args, get_origin
 
 import shtab
 
-from rtdmd_lightning.cli import COMMANDS, OPTIONS, POSITIONAL
+from rtdmd_lightning.cli import COMMANDS, MORE_OPTIONS, OPTIONS, POSITIONAL
 from rtdmd_lightning.fitting.help import LINKED, MODULES
 from rtdmd_lightning.fitting.options import RUN
 from rtdmd_lightning.fitting.refusals import PARTS, type_of
@@ -56,6 +56,9 @@ def commands() -> ArgumentParser:
         else:
             _add(parser, options_of_a_run())
             for option in OF_THE_PARSER:
+                parser.add_argument(option)
+        for option in (written.partition(" ")[0] for written in MORE_OPTIONS.get(name, {})):
+            if option.islower() and option != "--config":  # without a NAME in it
                 parser.add_argument(option)
     return whole
 

@@ -36,6 +36,8 @@ def script(tmp_path_factory):
         (["hub", "pu"], ["push", "pull"]),
         (["hub", "push", "--repo"], ["--repo_id"]),
         (["bench", "--g"], ["--gpu"]),
+        (["plan", "--ca"], ["--card"]),
+        (["evaluate", "--res"], ["--resolution"]),
         (["completion", "z"], ["zsh"]),
     ],
 )
