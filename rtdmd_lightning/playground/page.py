@@ -5,8 +5,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it while it is imported
-
 import gradio as gr
 from PIL.Image import Image
 
@@ -85,6 +83,7 @@ def build_page(
 
 def serve(page: gr.Blocks, host: str, port: int) -> None:
     """Serve it until Ctrl-C. Raises UserError where the port is not free."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing is told to gradio's makers, errors neither
     try:
         page.launch(
             server_name=host,
