@@ -24,7 +24,7 @@ export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo quick test campaign mutations lint format typecheck unit teacher tiny-clip cold-start rtdmd compare-cold-start ablations \
-	bench eval app prompts doctor plan figures tensorboard clean
+	bench eval prompts doctor plan figures tensorboard clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -88,9 +88,6 @@ bench: install ## Seconds per update and peak memory of the cold start
 
 eval: install ## Teacher and students on held-out prompts: table, picture, report.html
 	$(PY) -m rtdmd_lightning.evaluate --config configs/evaluate/tiny_sd3.yaml
-
-app: install ## Draw the toy world side by side in a browser, with your prompts
-	$(PY) -m rtdmd_lightning.app
 
 tiny-clip: install ## Train the toy world's CLIP again into checkpoints/tiny-clip
 	$(PY) -m rtdmd_lightning.pretrain_clip

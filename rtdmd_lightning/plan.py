@@ -30,6 +30,7 @@ from rich.console import Console
 from rtdmd_lightning import fit
 from rtdmd_lightning.callbacks import RewardEvalCallback
 from rtdmd_lightning.data.stream import samples_per_pass
+from rtdmd_lightning.fitting.help import HELP, print_help
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.modules import RTDMDModule
 from rtdmd_lightning.modules.training import FewStepModule
@@ -146,6 +147,9 @@ def main(arguments: list[str]) -> None:
     """Print the table of a run; with `--markdown` among the arguments, one row of Markdown below its header."""
     card, arguments = _taken(arguments, CARD)
     options = [argument for argument in arguments if argument != MARKDOWN]
+    if any(argument in HELP for argument in options):
+        print_help(options, Console(), "rtdmd plan")
+        return
     if card is not None:
         fit_card(options, _gigabytes(card))
         return
