@@ -6,10 +6,10 @@
 There is one base in memory. All columns draw the prompt from the same noise, which is that of `rtdmd sample` with this seed.
 """
 
-if __name__ == "__main__":  # before the imports: a help text waits for none of them
-    from rtdmd_lightning.cli import help_first
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
 
-    help_first("app")
+    before_imports("app")
 
 import sys
 from collections.abc import Sequence

@@ -8,10 +8,10 @@ whatever the process did before: this wants a process of its own.
 `benchmarking/README.md`.
 """
 
-if __name__ == "__main__":  # before the imports: a help text waits for none of them
-    from rtdmd_lightning.cli import help_first
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
 
-    help_first("bench")
+    before_imports("bench")
 
 import json
 import platform

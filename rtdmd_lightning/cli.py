@@ -2,16 +2,16 @@
 
 import runpy
 import sys
-from difflib import get_close_matches
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from rtdmd_lightning.fitting.help import HELP, print_help
-from rtdmd_lightning.utils.errors import readable_errors
+from rtdmd_lightning.fitting.refusals import did_you_mean
+from rtdmd_lightning.utils.errors import UserError, readable_errors
 from rtdmd_lightning.utils.option_tables import option_table, plain_table
-from rtdmd_lightning.utils.signatures import introduction
+from rtdmd_lightning.utils.signatures import introduction, signature
 
 COMMANDS = {
     "fit": "train: stage 1, stage 2 and whatever else a config names",
@@ -63,6 +63,7 @@ MORE_OPTIONS = {
         "--resolution": "pixels a side, in place of every backbone's own",
         "--float32_matmul_precision": "of float32 matrix products on an accelerator: high (TF32), highest, medium",
         "--trainer.OPTION": "Lightning's; `rtdmd fit --trainer.help` lists them",
+        "--print_config": "the whole configuration",
     },
     "plan": {
         "--card GB": "the cheapest switches with which the run fits one card of so much memory",
@@ -85,13 +86,30 @@ def print_help_of(name: str, arguments: list[str], console: Console) -> None:
         console.print(plain_table("More", MORE_OPTIONS[name]), highlight=False)
 
 
-def help_first(name: str) -> None:
-    """Where a command line asks for help, print it and end the process. A command calls this before it imports libraries."""
+def check_names(name: str, arguments: list[str]) -> None:
+    """Refuse options that a command does not have, with the nearest that it has. `fit` and `plan` check theirs themselves."""
+    ways = OPTIONS.get(name, {})
+    words = [word.partition(" ")[0] for word in (*ways, *MORE_OPTIONS.get(name, {}))]
+    known = [word.removeprefix("--").partition(".")[0] for word in words if word.startswith("--")]
+    for path in ways.values():
+        described = signature(f"rtdmd_lightning.{path}")
+        assert described is not None
+        known += [option for option in described.options if option not in POSITIONAL]
+    for argument in arguments if ways else ():
+        option = argument.removeprefix("--").partition("=")[0].partition(".")[0]
+        if argument.startswith("--") and option not in known:
+            nearest = did_you_mean(option, known, "--", f"rtdmd {name} --help")
+            raise UserError(f"{argument}: `rtdmd {name}` has no such option; {nearest}")
+
+
+def before_imports(name: str) -> None:
+    """What needs none of the libraries that a command imports: its help, and the refusal of a mistyped option. Both end here."""
     arguments = sys.argv[1:]
-    if any(argument in HELP for argument in arguments):
-        with readable_errors():
+    with readable_errors():
+        if any(argument in HELP for argument in arguments):
             print_help_of(name, arguments, Console())
-        sys.exit(0)
+            sys.exit(0)
+        check_names(name, arguments)
 
 
 def table() -> Table:
@@ -111,12 +129,11 @@ def main() -> None:
         Console().print(table())
         return
     if name not in COMMANDS:
-        near = get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
+        hint = did_you_mean(name, list(COMMANDS), listed_by="rtdmd --help")
         print(f"error: there is no command {name!r}; {hint}", file=sys.stderr)
         sys.exit(2)
     sys.argv = sys.argv[1:]
-    help_first(name)
+    before_imports(name)
     runpy.run_module(f"rtdmd_lightning.{name}", run_name="__main__", alter_sys=True)
 
 

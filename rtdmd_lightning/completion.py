@@ -6,10 +6,10 @@ and for zsh, into a folder of its `fpath`: `rtdmd completion zsh > ~/.zfunc/_rtd
 runs at a TAB; print it again after an update.
 """
 
-if __name__ == "__main__":  # before the imports: a help text waits for none of them
-    from rtdmd_lightning.cli import help_first
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
 
-    help_first("completion")
+    before_imports("completion")
 
 import sys
 from argparse import ArgumentParser

@@ -6,10 +6,10 @@
 In a checkout they are there already.
 """
 
-if __name__ == "__main__":  # before the imports: a help text waits for none of them
-    from rtdmd_lightning.cli import help_first
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
 
-    help_first("configs")
+    before_imports("configs")
 
 import sys
 from pathlib import Path

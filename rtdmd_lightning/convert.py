@@ -10,10 +10,10 @@ Several adapters are taken as a stack, in order (METHOD section 5): the result i
 prints what a file is, and writes nothing.
 """
 
-if __name__ == "__main__":  # before the imports: a help text waits for none of them
-    from rtdmd_lightning.cli import help_first
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
 
-    help_first("convert")
+    before_imports("convert")
 
 import sys
 from collections.abc import Sequence

@@ -4,10 +4,10 @@ Interrupted, it goes on where it stopped. A stage whose config or options have c
 is stage 2: its recipe, beside each run in `recipe.json`, includes the cold start that it goes on from.
 """
 
-if __name__ == "__main__":  # before the imports: a help text waits for none of them
-    from rtdmd_lightning.cli import help_first
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
 
-    help_first("demo")
+    before_imports("demo")
 
 import json
 import shutil

@@ -7,10 +7,10 @@ Every scorer is imported, its weights are looked for, and it scores one picture,
 scorers asked for (by default all that have a name) does not work.
 """
 
-if __name__ == "__main__":  # before the imports: a help text waits for none of them
-    from rtdmd_lightning.cli import help_first
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
 
-    help_first("doctor")
+    before_imports("doctor")
 
 import contextlib
 import gc

@@ -12,10 +12,10 @@ Without a run's config, name model and prompts:
     python -m rtdmd_lightning.embed --base MODEL --prompts '[prompts.txt]' --cache embeddings
 """
 
-if __name__ == "__main__":  # before the imports: a help text waits for none of them
-    from rtdmd_lightning.cli import help_first
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
 
-    help_first("embed")
+    before_imports("embed")
 
 import shutil
 import sys

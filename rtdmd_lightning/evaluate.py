@@ -6,10 +6,10 @@ score the images. Into the output folder go `images/`, `results.json`, `results.
 `--resolution=512` the resolution of all entries; `--help` lists every option.
 """
 
-if __name__ == "__main__":  # before the imports: a help text waits for none of them
-    from rtdmd_lightning.cli import help_first
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
 
-    help_first("evaluate")
+    before_imports("evaluate")
 
 import gc
 import sys

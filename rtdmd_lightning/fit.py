@@ -4,10 +4,10 @@
 config those of its classes too; `--trainer.help` lists Lightning's. `--print_config` prints the whole configuration.
 """
 
-if __name__ == "__main__":  # before the imports: a help text waits for none of them
-    from rtdmd_lightning.cli import help_first
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
 
-    help_first("fit")
+    before_imports("fit")
 
 import sys
 import tempfile

@@ -6,10 +6,10 @@ all of them, and so how well an epoch's gradient points where the average of end
 nowhere moves the weights all the same: train it on other steps, with more images, or with a smaller weight.
 """
 
-if __name__ == "__main__":  # before the imports: a help text waits for none of them
-    from rtdmd_lightning.cli import help_first
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
 
-    help_first("gradient_noise")
+    before_imports("gradient_noise")
 
 import sys
 from collections import defaultdict

@@ -8,10 +8,10 @@ the recipe, a model card, the method's equations, and `result.json`, which says 
 use `hf auth login`.
 """
 
-if __name__ == "__main__":  # before the imports: a help text waits for none of them
-    from rtdmd_lightning.cli import help_first
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
 
-    help_first("hub")
+    before_imports("hub")
 
 import json
 import shlex

@@ -10,10 +10,10 @@ the passes of text encoders and of rewards without gradient. On the toy world th
 (`tests/planning/test_prediction.py`).
 """
 
-if __name__ == "__main__":  # before the imports: a help text waits for none of them
-    from rtdmd_lightning.cli import help_first
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
 
-    help_first("plan")
+    before_imports("plan")
 
 import logging
 import math

@@ -5,10 +5,10 @@ the world's differentiable reward. Started again, the run goes on where it stopp
 `CLIPModel` and `CLIPProcessor` load; `retrieval.json` in it says how well it tells held-out prompts apart.
 """
 
-if __name__ == "__main__":  # before the imports: a help text waits for none of them
-    from rtdmd_lightning.cli import help_first
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
 
-    help_first("pretrain_clip")
+    before_imports("pretrain_clip")
 
 import json
 import sys

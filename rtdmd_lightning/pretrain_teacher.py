@@ -5,10 +5,10 @@ stopped. The teacher learns from true captions first, then from noisy ones (see 
 `StableDiffusion3Pipeline.from_pretrained` loads.
 """
 
-if __name__ == "__main__":  # before the imports: a help text waits for none of them
-    from rtdmd_lightning.cli import help_first
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
 
-    help_first("pretrain_teacher")
+    before_imports("pretrain_teacher")
 
 import sys
 from pathlib import Path

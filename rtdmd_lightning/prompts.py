@@ -1,9 +1,9 @@
 """Make or fetch the prompt sets that the configs name: `python -m rtdmd_lightning.prompts [NAME …] [--folder prompts]`."""
 
-if __name__ == "__main__":  # before the imports: a help text waits for none of them
-    from rtdmd_lightning.cli import help_first
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
 
-    help_first("prompts")
+    before_imports("prompts")
 
 import sys
 from collections.abc import Sequence

@@ -4,10 +4,10 @@ Under `torchrun` the batches are dealt out to all processes. Noise belongs to th
 dealt, so an image is the same on any number of processes.
 """
 
-if __name__ == "__main__":  # before the imports: a help text waits for none of them
-    from rtdmd_lightning.cli import help_first
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
 
-    help_first("sample")
+    before_imports("sample")
 
 import hashlib
 import sys

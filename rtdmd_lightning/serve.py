@@ -3,10 +3,10 @@
 `python -m rtdmd_lightning.serve --reward hpsv3 --port 8000`
 """
 
-if __name__ == "__main__":  # before the imports: a help text waits for none of them
-    from rtdmd_lightning.cli import help_first
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
 
-    help_first("serve")
+    before_imports("serve")
 
 import contextlib
 import ipaddress

@@ -6,10 +6,10 @@ its last checkpoint. SIGTERM ends the runs under way as it ends one by itself. A
 every learning curve (JSON), and a plot.
 """
 
-if __name__ == "__main__":  # before the imports: a help text waits for none of them
-    from rtdmd_lightning.cli import help_first
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
 
-    help_first("study")
+    before_imports("study")
 
 import os
 import platform

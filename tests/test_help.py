@@ -50,6 +50,34 @@ def test_a_mistyped_command_is_told_the_nearest(monkeypatch, capsys):
     assert exit_.value.code == 2 and "did you mean evaluate?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "nearest"),
+    [
+        (["sample", "--promt", "a"], "--prompt"),
+        (["sample", "--adapter=a.pt"], "--adapters"),
+        (["evaluate", "--resolutoin=512"], "--resolution"),
+        (["hub", "push", "--repo=a/b"], "--repo_id"),
+        (["bench", "--gpu", "--minuts=3"], "--minutes"),
+        (["doctor", "ocr", "--devise", "cpu"], "--device"),
+    ],
+)
+def test_a_mistyped_option_of_any_command_is_told_the_nearest(monkeypatch, capsys, arguments, nearest):
+    with pytest.raises(SystemExit) as exit_:
+        called(monkeypatch, capsys, *arguments)
+    error = capsys.readouterr().err
+    (typed,) = (argument for argument in arguments[1:] if argument.startswith("--") and argument != "--gpu")
+    assert exit_.value.code == 2
+    assert f"{typed}: `rtdmd {arguments[0]}`" in error and f"did you mean {nearest}?" in error
+
+
+def test_options_of_options_and_of_lightning_are_left_to_the_command():
+    cli.check_names("sample", ["--backbone.use_t5=false", "--steps", "4", "-1"])
+    cli.check_names(
+        "evaluate", ["--config", "a.yaml", "--entries.RTDMD.steps=8", "--trainer.devices=2", "--print_config"]
+    )
+    cli.check_names("fit", ["--model.whatever=1"])
+
+
 @pytest.mark.parametrize("path", WAYS)
 def test_the_options_that_are_listed_are_those_of_the_command(path):
     module, _, name = path.rpartition(".")
@@ -104,6 +132,7 @@ def test_a_default_is_shown_as_one_would_type_it():
         (["fit", "--config", "configs/rtdmd/tiny_sd3.yaml", "--trainer.max_step=3"], 2),
         (["fit", "--config", "configs/rtdmd/tiny_sd3.yaml", "--data.prompts=nowhere.txt"], 2),
         (["fit"], 2),
+        (["sample", "--promt", "a"], 2),
     ],
 )
 def test_neither_a_help_nor_a_wrong_option_waits_for_libraries(arguments, status):

@@ -33,13 +33,14 @@ IN_ANNOTATIONS = {one.__name__: one for one in (int, float, bool, str, list, tup
 MOST_NAMES = 8  # that a message lists
 
 
-def did_you_mean(name: str, known: list[str], prefix: str = "") -> str:
-    """The nearest of the names, or where there is none, all of them or where they are listed."""
+def did_you_mean(
+    name: str, known: list[str], prefix: str = "", listed_by: str = "rtdmd fit --config FILE --help"
+) -> str:
+    """The nearest of the names, or where there is none, all of them or the command that lists them."""
     near = get_close_matches(name, known, n=1)
     if near:
         return f"did you mean {prefix}{near[0]}?"
-    listed = f"it has {', '.join(known)}"
-    return listed if len(known) <= MOST_NAMES else "`rtdmd fit --config FILE --help` lists the options"
+    return f"there are {', '.join(known)}" if len(known) <= MOST_NAMES else f"`{listed_by}` lists what there is"
 
 
 def check_value(told: str, option: Option, value: Any, *, typed: bool = False, example: Any = None) -> None:
