@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from rtdmd_lightning.models import FluxBackbone
 from rtdmd_lightning.playground import toy
 from rtdmd_lightning.playground.columns import Columns, Teacher, parse_steps
 from rtdmd_lightning.roles.inference import InferenceModel
@@ -11,6 +12,7 @@ from rtdmd_lightning.roles.roles import EMA, GENERATOR
 from rtdmd_lightning.utils.configuration import compose
 from rtdmd_lightning.utils.errors import UserError
 from tests.support.tiny import REPOSITORY, tiny_backbone, tiny_module
+from tests.support.tiny_backbones import OPTIONS, save_tiny_flux
 
 PROMPT, SEED, STEPS, ETA = "a photo of a red circle", 3, [1000, 600, 300], 0.5
 
@@ -42,6 +44,20 @@ def test_each_column_is_what_a_model_of_its_own_draws(tiny_folder, adapters):
     for images in drawn:
         torch.testing.assert_close(images, expected, rtol=0, atol=0)
     assert len({image.numpy().tobytes() for image in expected}) == len(columns.titles) == 4
+
+
+def test_a_base_with_a_guidance_input_has_its_own_in_few_steps(tmp_path):
+    """FLUX.1-dev's 3.5; and without adapters there are two columns."""
+    save_tiny_flux(tmp_path, guidance_embeds=True)
+    columns = Columns(FluxBackbone(str(tmp_path), **OPTIONS), [], Teacher(3, 5.0))
+    columns.load(torch.device("cpu"))
+    drawn = list(columns.draw(PROMPT, SEED, 2, ETA))
+    expected = []
+    for steps, guidance_scale in [(3, 5.0), (2, 3.5)]:
+        model = InferenceModel(FluxBackbone(str(tmp_path), **OPTIONS), [], steps, guidance_scale, eta=0.0)
+        model.load(torch.device("cpu"))
+        expected.append(model.generate([PROMPT], [0], seed=SEED)[0])
+    torch.testing.assert_close(drawn, expected, rtol=0, atol=0)
 
 
 def test_a_number_of_steps_is_evenly_spaced_for_students_and_the_pipelines_for_the_teacher(tiny_folder, adapters):
