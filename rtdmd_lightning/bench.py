@@ -1,10 +1,10 @@
-"""How fast and how large a run is: `python -m rtdmd_lightning.bench [--config X] [--options=[…]]` (`make bench`).
+"""How fast and how large a run is: `rtdmd bench [--config X] [--options=[…]]` (`make bench`).
 
 Trains a few real steps of a config through the real trainer and reads the run's own `time/…` logs, then draws batches with the
 few-step student. Evaluation, checkpoints and loggers are off. On a CPU memory is the process's high-water mark, which counts
 whatever the process did before: this wants a process of its own.
 
-`python -m rtdmd_lightning.bench --gpu [--minutes 9]` measures everything on an accelerator, without weights: see
+`rtdmd bench --gpu [--minutes 9]` measures everything on an accelerator, without weights: see
 `benchmarking/README.md`.
 """
 

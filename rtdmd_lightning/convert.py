@@ -1,11 +1,11 @@
 """Adapters from any format to any other, several of them as one, or merged into their base.
 
-    python -m rtdmd_lightning.convert --adapters cold_start/generator_ema.pt rtdmd/generator_ema.pt \\
+    rtdmd convert --adapters cold_start/generator_ema.pt rtdmd/generator_ema.pt \\
         --base stabilityai/stable-diffusion-3.5-medium --to diffusers --out my_adapter
 
 Several adapters are taken as a stack, in order (METHOD section 5): the result is one adapter whose rank is the sum of theirs.
 
-    python -m rtdmd_lightning.convert --inspect cold_start/generator_ema.pt
+    rtdmd convert --inspect cold_start/generator_ema.pt
 
 prints what a file is, and writes nothing.
 """

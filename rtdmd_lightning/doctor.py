@@ -1,6 +1,6 @@
 """Which scorers work here, and what the others want:
 
-    python -m rtdmd_lightning.doctor [NAME ...] [--device cuda:1]
+    rtdmd doctor [NAME ...] [--device cuda:1]
 
 Every scorer is imported, its weights are looked for, and it scores one picture, `doctor.png`: a red ball under the words
 "HELLO 42". Nothing is downloaded: for what is missing the command that fetches it is shown. The exit status is 1 if any of the

@@ -1,4 +1,4 @@
-"""Compare models: `python -m rtdmd_lightning.evaluate --config configs/evaluate/tiny_sd3.yaml [--output=… --trainer.…]`.
+"""Compare models: `rtdmd evaluate --config configs/evaluate/tiny_sd3.yaml [--output=… --trainer.…]`.
 
 Every entry (a base, adapters, a sampler) draws every prompt set from noise that belongs to seed and prompt; the set's rewards
 score the images. Into the output folder go `images/`, `results.json`, `results.md`, `report.html` and, of every set, a picture

@@ -1,4 +1,4 @@
-"""Train: `python -m rtdmd_lightning.fit --config configs/cold_start/tiny_sd3.yaml [--model.… --callbacks.… --trainer.…]`.
+"""Train: `rtdmd fit --config configs/cold_start/tiny_sd3.yaml [--model.… --callbacks.… --trainer.…]`.
 
 `--ckpt_path PATH` resumes, `--ckpt_path last` wherever this run was cut off (or begins it). `--help` lists the options, with a
 config those of its classes too; `--trainer.help` lists Lightning's. `--print_config` prints the whole configuration.

@@ -1,4 +1,4 @@
-"""How noisy each of stage 2's gradients is: `python -m rtdmd_lightning.gradient_noise [--config X] [--options=[…]] [--epochs N]`.
+"""How noisy each of stage 2's gradients is: `rtdmd gradient_noise [--config X] [--options=[…]] [--epochs N]`.
 
 Rolls out epochs of a run without training it (learning rates 0), and takes the gradient of every term by itself: the policy
 loss of each trained step, reward back-propagation, AC-DMD. What comes out is how much of a micro-batch's gradient is the same in

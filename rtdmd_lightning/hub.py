@@ -1,7 +1,7 @@
 """Publishing a result on the hub and fetching one.
 
-    python -m rtdmd_lightning.hub push --adapters runs/a/cold_start runs/b/rtdmd --run runs/b --repo_id ME/NAME
-    python -m rtdmd_lightning.hub pull --repo_id ME/NAME --out NAME
+    rtdmd hub push --adapters runs/a/cold_start runs/b/rtdmd --run runs/b --repo_id ME/NAME
+    rtdmd hub pull --repo_id ME/NAME --out NAME
 
 A published result holds a folder for each adapter with the published `generator_ema.pt`, all of them as one diffusers LoRA file,
 the recipe, a model card, the method's equations, and `result.json`, which says in what order the adapters are stacked. To log in,

@@ -1,4 +1,4 @@
-"""What a run will need of memory: `python -m rtdmd_lightning.plan --config X [--trainer.devices N --model.…] [--markdown]`.
+"""What a run will need of memory: `rtdmd plan --config X [--trainer.devices N --model.…] [--markdown]`.
 
 `--card 24` asks how the run fits one card of 24 GB: it prints the cheapest set of switches and the command line that has them.
 

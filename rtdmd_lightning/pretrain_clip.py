@@ -1,4 +1,4 @@
-"""Reproduce `checkpoints/tiny-clip`: `python -m rtdmd_lightning.pretrain_clip` (or `make tiny-clip`).
+"""Reproduce `checkpoints/tiny-clip`: `rtdmd pretrain_clip` (or `make tiny-clip`).
 
 A `CLIPModel` of the real class that knows the toy world, trained on its pictures and their prompts; `clipscore` on it is
 the world's differentiable reward. Started again, the run goes on where it stopped. The result is a folder that

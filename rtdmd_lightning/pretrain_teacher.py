@@ -1,4 +1,4 @@
-"""Reproduce `checkpoints/tiny-sd3`: `python -m rtdmd_lightning.pretrain_teacher` (or `make teacher`).
+"""Reproduce `checkpoints/tiny-sd3`: `rtdmd pretrain_teacher` (or `make teacher`).
 
 Two runs, autoencoder then teacher, each with its checkpoints under `runs/teacher`; started again, they go on where they
 stopped. The teacher learns from true captions first, then from noisy ones (see `dataset.py`). The result is a folder that

@@ -1,4 +1,4 @@
-"""Make or fetch the prompt sets that the configs name: `python -m rtdmd_lightning.prompts [NAME …] [--folder prompts]`."""
+"""Make or fetch the prompt sets that the configs name: `rtdmd prompts [NAME …] [--folder prompts]`."""
 
 if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
     from rtdmd_lightning.cli import before_imports

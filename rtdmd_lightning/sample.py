@@ -1,4 +1,4 @@
-"""Prompts to images with a few steps: `python -m rtdmd_lightning.sample --base … --adapters a b --prompt "…" --out dir`.
+"""Prompts to images with a few steps: `rtdmd sample --base … --adapters a b --prompt "…" --out dir`.
 
 Under `torchrun` the batches are dealt out to all processes. Noise belongs to the image and batches are cut before they are
 dealt, so an image is the same on any number of processes.

@@ -1,6 +1,6 @@
 """A reward in a process or on a machine of its own, over HTTP, for `rewards.remote.RemoteReward`:
 
-`python -m rtdmd_lightning.serve --reward hpsv3 --port 8000`
+`rtdmd serve --reward hpsv3 --port 8000`
 """
 
 if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below

@@ -1,4 +1,4 @@
-"""Compare variants of a run: `python -m rtdmd_lightning.study --study configs/compare/cold_start.yaml`.
+"""Compare variants of a run: `rtdmd study --study configs/compare/cold_start.yaml`.
 
 A study is a table of variants, each trained with several seeds at a small budget, each run in a process of its own, and as many
 at a time as the study says. Interrupted, the same command goes on: finished runs are kept, an interrupted one continues from

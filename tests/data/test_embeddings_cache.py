@@ -158,7 +158,7 @@ def test_a_missing_prompt_is_named_where_there_is_no_text_encoder(tmp_path):
     counting_embedder(tmp_path)(["a"], CPU)
     embedder = counting_embedder(tmp_path, text_encoders=False)
     assert_encodes(embedder(["a"], CPU), ["a"])
-    with pytest.raises(UserError, match=r"lacks the prompt 'bb' .*python -m rtdmd_lightning\.embed"):
+    with pytest.raises(UserError, match=r"lacks the prompt 'bb' .*`rtdmd embed`"):
         embedder(["a", "bb"], CPU)
     with pytest.raises(UserError, match="text_encoders=false needs an embedding_cache"):
         tiny_backbone(tmp_path, text_encoders=False)
