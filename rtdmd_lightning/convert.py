@@ -25,6 +25,7 @@ import torch
 from rtdmd_lightning import roles as lora
 from rtdmd_lightning.models.families import family_of, load_transformer, skeleton
 from rtdmd_lightning.roles import writing
+from rtdmd_lightning.roles.adapter import METHOD_SCALE
 from rtdmd_lightning.roles.inspection import report
 from rtdmd_lightning.roles.reading import EMA, read_all
 from rtdmd_lightning.utils.command_line import command_parser, run_command, wide_console
@@ -47,7 +48,8 @@ def convert(
         adapters: published `.pt` files, `.ckpt` checkpoints, PEFT folders, the authors' `checkpoint-N` folders or diffusers
             `.safetensors` files.
         base: the diffusers folder or hub id that they were trained on; only its configuration is read, unless to merge.
-        to: a published state dict, a PEFT folder, a diffusers LoRA file, or a whole transformer with the adapters merged in.
+        to: a published state dict (alpha is 2 x rank), a PEFT folder, a diffusers LoRA file (B has the scale folded in, so that
+            ComfyUI reads it too), or a whole transformer with the adapters merged in.
         out: the folder to write into.
         role: which adapter of a checkpoint.
         alpha: of every file read: checked where a file holds its alpha, used where it does not (instead of 2 x rank).
@@ -66,7 +68,7 @@ def convert(
         lora.merge(transformer, whole)
         return writing.write_merged(transformer, out)
     if to == "published":
-        return writing.write_published(whole, out)
+        return writing.write_published(whole.with_scale(METHOD_SCALE), out)  # what readers elsewhere take it for
     if to == "peft":
         return writing.write_peft(whole, out, base)
     written = writing.write_diffusers(whole, out, family_of(base).pipeline_class)

@@ -4,8 +4,8 @@
     rtdmd hub pull --repo_id ME/NAME --out NAME
 
 A published result holds a folder for each adapter with the published `generator_ema.pt`, all of them as one diffusers LoRA file,
-the recipe, a model card, the method's equations, and `result.json`, which says in what order the adapters are stacked. To log in,
-use `hf auth login`.
+`CPSScheduler` as a file of its own, the recipe, a model card, the method's equations, and `result.json`, which says in what order
+the adapters are stacked. To log in, use `hf auth login`.
 """
 
 if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
@@ -31,7 +31,9 @@ from rtdmd_lightning.models.families import family_of
 from rtdmd_lightning.models.folder import read_config
 from rtdmd_lightning.publishing.model_card import METHOD_FILE, Result, method_text, model_card
 from rtdmd_lightning.publishing.run_folder import recipe_of, scores_of
+from rtdmd_lightning.publishing.scheduler_file import write_scheduler
 from rtdmd_lightning.roles import Adapter, writing
+from rtdmd_lightning.roles.adapter import METHOD_SCALE
 from rtdmd_lightning.utils.command_line import command_parser
 from rtdmd_lightning.utils.errors import UserError, first_line, readable_errors, require
 from rtdmd_lightning.utils.files import check_output
@@ -74,6 +76,7 @@ def push(
         result = gather(adapters, run, base, folder)
         model_card(result, repo_id).save(folder / "README.md")
         (folder / METHOD_FILE).write_text(method_text(), encoding="utf-8")
+        write_scheduler(folder)
         api = HfApi(endpoint=endpoint, token=token)
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
@@ -121,7 +124,7 @@ def gather(adapters: Sequence[str], run: Path, base: str | None, folder: Path) -
     names = _names(adapters)
     read = {name: lora.read(path) for name, path in zip(names, adapters, strict=True)}
     for name, adapter in read.items():
-        writing.write_published(adapter, folder / name)
+        writing.write_published(adapter.with_scale(METHOD_SCALE), folder / name)
     convert([str(folder / name) for name in names], trained_on, "diffusers", folder)
     family = family_of(trained_on)
     distilled = read_config(family.transformer_class, trained_on, "transformer").get("guidance_embeds")

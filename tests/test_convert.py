@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from rtdmd_lightning.roles.apply import activate
 from rtdmd_lightning.roles.lora import LoraSettings, adapter_state_dict
 from rtdmd_lightning.roles.roles import EMA, GENERATOR
 from rtdmd_lightning.utils.errors import UserError, readable_errors
-from tests.support.random_adapters import assert_same, random_adapter
+from tests.support.random_adapters import assert_same, assert_same_update, random_adapter
 from tests.support.tiny import tiny_backbone, tiny_module
 from tests.support.tiny_backbones import save_tiny_flux
 
@@ -63,18 +64,20 @@ def write(adapter: Adapter, to: str, folder, base) -> str:
 @pytest.mark.parametrize("there", FORMATS)
 @pytest.mark.parametrize("here", FORMATS)
 def test_every_format_to_every_other_and_back_keeps_each_bit(here, there, tiny_folder, tmp_path):
-    """With an alpha that is not the method's, which all of them must carry."""
-    original = random_adapter(4, scale=1.5)
+    """Of an adapter whose alpha is 4 x rank: a published file becomes one of 2 x rank, a diffusers file one of the rank."""
+    original, scales = random_adapter(4, scale=4.0), {"published": 2.0, "diffusers": 1.0}
     first = write(original, here, tmp_path / "first", tiny_folder)
     convert.convert([first], str(tiny_folder), there, tmp_path / "second")
-    assert_same(adapters.read(tmp_path / "second"), original)
+    second = adapters.read(tmp_path / "second")
+    assert_same_update(second, original)
+    assert second.scale == scales.get(there, adapters.read(first).scale)
     convert.convert([str(tmp_path / "second")], str(tiny_folder), here, tmp_path / "third")
-    assert_same(adapters.read(tmp_path / "third"), original)
+    assert_same_update(adapters.read(tmp_path / "third"), original)
 
 
 @pytest.mark.parametrize("to", FORMATS)
 def test_layers_of_different_ranks_and_alphas_survive_every_format(to, tiny_folder, tmp_path):
-    """A stack whose members adapt different layers; the published form has one scale, so there B takes up the difference."""
+    """A stack whose members adapt different layers; where the form has one scale, B takes up the difference."""
     mixed = adapters.stack([random_adapter(2, scale=1.0), random_adapter(3, scale=4.0, layers=("to_q", "to_v"))])
     assert {update.rank for update in mixed.layers.values()} == {2, 3, 5} and mixed.scale is None
     folder = write(mixed, to, tmp_path / "mixed", tiny_folder)
@@ -190,7 +193,26 @@ def lose_the_metadata(folder):
     save_file(load_file(path), path, metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("damage", [lose_a_key, lose_the_metadata])
+def mistake_alpha(folder):
+    path = folder / "pytorch_lora_weights.safetensors"
+    told = {f"transformer.{name}": value for name, value in {"r": 4, "lora_alpha": 8}.items()}
+    targets = [
+        key.removeprefix("transformer.").removesuffix(".lora_A.weight") for key in load_file(path) if "_A" in key
+    ]
+    told["transformer.target_modules"] = targets
+    save_file(load_file(path), path, metadata={"format": "pt", "lora_adapter_metadata": json.dumps(told)})
+
+
+def test_what_diffusers_reads_does_not_depend_on_the_metadata(tiny_folder, tmp_path):
+    """Every scale is in B, also where ranks and scales differ."""
+    adapter = adapters.stack([random_adapter(2), random_adapter(3, scale=1.0, layers=("to_q", "to_v"))])
+    write(adapter, "diffusers", tmp_path, tiny_folder)
+    writing.check_diffusers_reads_all(adapter, tmp_path, skeleton(str(tiny_folder)))
+    lose_the_metadata(tmp_path)
+    writing.check_diffusers_reads_all(adapter, tmp_path, skeleton(str(tiny_folder)))
+
+
+@pytest.mark.parametrize("damage", [lose_a_key, mistake_alpha])
 def test_the_check_of_what_diffusers_reads_does_fail(damage, tiny_folder, tmp_path):
     """diffusers itself loads both with a warning or none at all."""
     adapter = random_adapter(4)
@@ -206,10 +228,11 @@ def test_without_metadata_alpha_is_the_rank_or_what_the_file_says_per_layer(tiny
     write(adapter, "diffusers", tmp_path, tiny_folder)
     path = tmp_path / "pytorch_lora_weights.safetensors"
     lose_the_metadata(tmp_path)
-    assert adapters.read(path).scale == 1
+    assert_same(adapters.read(path), adapter.with_scale(1.0))
     alphas = {f"transformer.{layer}.alpha": torch.tensor(8.0) for layer in adapter.layers}
     save_file(load_file(path) | alphas, path)
-    assert_same(adapters.read(path), adapter)
+    twice = {layer: replace(update, scale=2.0) for layer, update in adapter.with_scale(1.0).layers.items()}
+    assert_same(adapters.read(path), replace(adapter, layers=twice))
 
 
 def test_a_published_file_means_the_methods_scale_and_ours_says_its_own(tiny_folder, tmp_path):
@@ -253,7 +276,7 @@ def test_a_checkpoint_gives_the_role_that_is_asked_for_at_the_runs_own_scale(alp
     with pytest.raises(UserError, match="no adapter 'rtdmd'; it has fake_score, generator, generator_ema"):
         adapters.read(path, role="rtdmd")
     convert.convert([str(path)], str(tiny_folder), "diffusers", tmp_path / "out")
-    assert_same(adapters.read(tmp_path / "out"), adapters.read(path))
+    assert_same(adapters.read(tmp_path / "out"), adapters.read(path).with_scale(1.0))
 
 
 class Code:

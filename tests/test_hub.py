@@ -1,14 +1,18 @@
 """Publishing and fetching through the real client, against a hub on loopback."""
 
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 
 import huggingface_hub.constants
 import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from PIL import Image
 
 from rtdmd_lightning import fit, hub
 from rtdmd_lightning import roles as adapters
@@ -64,7 +68,7 @@ def test_what_is_pushed_comes_back(server, stages, tmp_path):
     assert commit.startswith(f"{server.endpoint}/{NAME}/commit/") and server.private == {NAME}
     assert set(server.repositories[NAME]) == {
         "README.md", "METHOD.md", "result.json", "recipe.yaml", "pytorch_lora_weights.safetensors",
-        "cold_start/generator_ema.pt", "rtdmd/generator_ema.pt",
+        "cold_start/generator_ema.pt", "rtdmd/generator_ema.pt", "scheduler/scheduling_cps.py",
     }  # fmt: skip
     assert set(server.uploaded_as_objects) == {
         path for path in server.repositories[NAME] if path.endswith(("pt", "rs"))
@@ -108,6 +112,7 @@ def test_the_card_tells_base_recipe_scores_and_use(server, stages, tiny_folder):
         f'pipe.load_lora_weights("{NAME}")',
         'StableDiffusion3Pipeline.from_pretrained("stabilityai/stable-diffusion-3.5-medium"',
         "    num_inference_steps=4,\n    guidance_scale=1.0,\n    max_sequence_length=1,\n    height=32,",
+        "`LoraLoaderModelOnly`, 4 steps, CFG 1,",
         "--adapters tiny-rtdmd/cold_start tiny-rtdmd/rtdmd",
         "learning_rate: 0.01",
     ):
@@ -116,6 +121,30 @@ def test_the_card_tells_base_recipe_scores_and_use(server, stages, tiny_folder):
     options = '--backbone \'{"dtype": "float32", "max_sequence_length": 1, "use_t5": false}\''
     assert f"--base stabilityai/stable-diffusion-3.5-medium {options}" in text
     compile(text.split("```python\n")[1].split("```")[0], "the card's example", "exec")
+
+
+@pytest.mark.slow
+def test_the_cards_example_runs_as_it_stands_where_the_package_is_not_installed(server, stages, tmp_path):
+    """Weights and sampler come from the hub."""
+    push(server, stages)
+    example = server.repositories[NAME]["README.md"].decode().split("```python\n")[1].split("```")[0]
+    script = (
+        f"import sys\nsys.modules['rtdmd_lightning'] = None\n{example}\nimage.save('image.png')\nprint(pipe.scheduler)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
+        "HF_ENDPOINT": server.endpoint,
+        "HF_TOKEN": TOKEN,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    finished = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, text=True, capture_output=True
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "CPSScheduler" in finished.stdout and '"eta": 0.9' in finished.stdout
+    with Image.open(tmp_path / "image.png") as image:
+        assert image.size == (32, 32)
 
 
 def test_the_card_tells_of_a_quantised_base_and_draws_on_a_plain_one(server, stages):

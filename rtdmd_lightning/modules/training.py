@@ -25,7 +25,7 @@ from rtdmd_lightning.modules.notes import on_host
 from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings, RoleOptimizers
 from rtdmd_lightning.modules.origin import ORIGIN_KEY, Origin, check_keys, origin
 from rtdmd_lightning.modules.strategies import FSDP2
-from rtdmd_lightning.roles import Adapter, check_settings, read
+from rtdmd_lightning.roles import Adapter, at_settings, read
 from rtdmd_lightning.roles.adapter import SCALE_KEY
 from rtdmd_lightning.roles.compiling import Compile, compile_blocks
 from rtdmd_lightning.roles.drawing import draw, roll_out
@@ -127,7 +127,7 @@ class FewStepModule(L.LightningModule, ABC):
         frozen = {name: self.read_adapter(path) for name, path in self.frozen_adapters().items()}
         initial = read(self.initial_adapter) if self.initial_adapter else None
         if initial is not None:
-            check_settings(initial, self.lora)  # a wrong file is told in a second
+            initial = at_settings(initial, self.lora)  # a wrong file is told in a second
         strategy = None if self._trainer is None else self._trainer.strategy
         self.roles = Roles(
             self.backbone,

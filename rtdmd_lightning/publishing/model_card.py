@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from rtdmd_lightning import method
 from rtdmd_lightning.evaluation.tasks import UNSEEN_IN_IMAGES
+from rtdmd_lightning.publishing.scheduler_file import SCHEDULER_FILE, SCHEDULER_FOLDER
 from rtdmd_lightning.roles.inference import even_steps
 from rtdmd_lightning.sampling.sampler import SamplerSettings
 
@@ -41,16 +42,21 @@ classifier-free guidance.
 
 ## Use
 
-`pytorch_lora_weights.safetensors` is the whole stack as one adapter, for `pipe.load_lora_weights` of diffusers.
-{%- if evenly_spaced %}
+`pytorch_lora_weights.safetensors` is the whole stack as one adapter, for `pipe.load_lora_weights` of diffusers. Its scale is
+folded in, so that readers that know no alpha, such as ComfyUI, apply it in full.
+{%- if evenly_spaced %} Nothing but diffusers and PEFT is needed:
+`{{ scheduler_folder }}/{{ scheduler_file }}` has the sampler.
 
 ```python
 import torch
 from diffusers import {{ pipeline }}
-from rtdmd_lightning import CPSScheduler
+from diffusers.utils import get_class_from_dynamic_module
 
 pipe = {{ pipeline }}.from_pretrained({{ quoted_base }}, torch_dtype=torch.bfloat16)
 pipe.load_lora_weights("{{ repo_id }}")
+CPSScheduler = get_class_from_dynamic_module(
+    "{{ repo_id }}", "{{ scheduler_file }}", "{{ scheduler_folder }}", "CPSScheduler", trust_remote_code=True
+)
 pipe.scheduler = CPSScheduler.from_config(pipe.scheduler.config, eta={{ eta }})
 image = pipe(
     prompt="{{ prompt }}",
@@ -61,6 +67,9 @@ image = pipe(
     width={{ resolution }},
 ).images[0]
 ```
+
+The guidance scale is essential: a student is trained without CFG, and a pipeline's own default spoils it. In ComfyUI the closest
+are `LoraLoaderModelOnly`, {{ steps | length }} steps, CFG 1, scheduler `simple`, sampler `euler_ancestral`.
 {%- else %}
 Its steps are not evenly spaced, which a pipeline would take them to be: draw with the command below.
 {%- endif %}
@@ -175,6 +184,8 @@ def model_card(result: Result, repo_id: str, prompt: str = "a photo of two red c
         method=result.method,
         weights=result.weights,
         method_file=METHOD_FILE,
+        scheduler_file=SCHEDULER_FILE,
+        scheduler_folder=SCHEDULER_FOLDER,
         adapters=" → ".join(f"`{adapter}` ({rank})" for adapter, rank in result.adapters.items()),
         quoted_base=json.dumps(result.base, ensure_ascii=False),
         pulled=shlex.join(f"{name}/{adapter}" for adapter in result.adapters),

@@ -11,6 +11,9 @@ from torch import Tensor
 METHOD_SCALE = 2.0
 """alpha / rank of METHOD section 4; published files hold neither number and mean this one."""
 
+FOLDED_SCALE = 1.0
+"""What a reader that knows no alpha takes (ComfyUI does): alpha = rank. B has the scale folded into it then."""
+
 SCALE_KEY = "lora_scale"
 """Where our own files keep alpha / rank: in checkpoints an entry, in `.pt` files an attribute of the OrderedDict (as torch keeps
 a state dict's `_metadata`), so that they stay plain state dicts of nothing but adapter keys."""
@@ -62,10 +65,13 @@ class Adapter:
         scales = {update.scale for update in self.layers.values()}
         return scales.pop() if len(scales) == 1 else None
 
+    def with_scale(self, scale: float) -> "Adapter":
+        """The same adapter with this scale for all layers: to the last bit where the scales differ by a power of two."""
+        return Adapter({path: update.with_scale(scale) for path, update in self.layers.items()}, self.source)
+
     def with_one_scale(self) -> "Adapter":
         """The same adapter with one scale for all layers (its own where it has one, else the method's)."""
-        scale = self.scale or METHOD_SCALE
-        return Adapter({path: update.with_scale(scale) for path, update in self.layers.items()}, self.source)
+        return self.with_scale(self.scale or METHOD_SCALE)
 
     def state_dict(self, key: str = METHOD_KEY) -> dict[str, Tensor]:
         """All matrices, on the CPU, under names made from `key`. The scale is not in it."""

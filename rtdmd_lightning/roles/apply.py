@@ -7,7 +7,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from rtdmd_lightning.roles import stacked
-from rtdmd_lightning.roles.adapter import Adapter
+from rtdmd_lightning.roles.adapter import FOLDED_SCALE, Adapter
 from rtdmd_lightning.roles.lora import LoraSettings
 from rtdmd_lightning.utils.errors import UserError
 
@@ -42,14 +42,20 @@ def check_fit(adapter: Adapter, transformer: nn.Module) -> None:
             )
 
 
-def check_settings(adapter: Adapter, settings: LoraSettings) -> None:
-    """Raise UserError unless every layer has the settings' rank and scale, so that training can go on in the adapter itself."""
+def at_settings(adapter: Adapter, settings: LoraSettings) -> Adapter:
+    """The adapter as one of the settings' rank and scale, so that training can go on in it.
+
+    Where alpha is the rank, B has the scale folded into it (a diffusers file) and gives it back. Raises UserError for layers of
+    another rank or scale.
+    """
     for path, update in adapter.layers.items():
-        if update.rank != settings.rank or abs(update.scale - settings.scale) > 1e-6:
+        known = update.scale == FOLDED_SCALE or abs(update.scale - settings.scale) <= 1e-6
+        if update.rank != settings.rank or not known:
             raise UserError(
                 f"{adapter.source} has rank {update.rank} and alpha {update.alpha:g} (at {path}), but model.lora has rank "
                 f"{settings.rank} and alpha {settings.alpha}: set model.lora.rank and model.lora.alpha to the file's"
             )
+    return adapter.with_scale(settings.scale)
 
 
 def inject(transformer: nn.Module, name: str, adapter: Adapter) -> None:

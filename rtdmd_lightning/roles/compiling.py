@@ -24,13 +24,12 @@ def compile_blocks(
 ) -> None:
     """Compile every block's forward pass, for static shapes. What is hooked to a block (FSDP2, checkpointing) stays outside.
 
-    A graph break is an error. So is a graph more than `roles` need: going on without compilation would be slow, and would
-    change the numbers.
+    A graph break is an error, by `fullgraph`. So is a graph more than `roles` need: going on without compilation would be
+    slow, and would change the numbers.
     """
     # Settings of the process; both may be set again.
     torch._dynamo.config.recompile_limit = GRAPHS_OF_A_ROLE * roles
     torch._dynamo.config.accumulated_recompile_limit = 8 * GRAPHS_OF_A_ROLE * roles
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
     for module in transformer.modules():
         if isinstance(module, blocks):
             module.forward = torch.compile(module.forward, fullgraph=True, dynamic=False, backend=backend)

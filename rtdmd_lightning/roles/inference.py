@@ -44,13 +44,9 @@ class InferenceModel:
         guidance_scale: float | None = None,
         eta: float = 0.9,
     ) -> None:
-        if isinstance(steps, int):
-            even_steps(steps)
-        else:
-            check_steps(steps, "steps")
+        _check_sampler(steps, eta)
         if guidance_scale is not None and guidance_scale < 1:
             raise UserError(f"guidance_scale must be at least 1 (1 is no guidance), not {guidance_scale}")
-        check_eta(eta, "eta")
         self.backbone = backbone
         self.adapters = tuple(adapters)
         self.steps = steps
@@ -77,12 +73,15 @@ class InferenceModel:
         self.backbone.to(device)
         self.device = device
         self.embed = PromptEmbedder(self.backbone)
-        sigmas = (
-            self.backbone.pipeline_sigmas(self.steps)
-            if isinstance(self.steps, int)
-            else self.backbone.sigmas(list(self.steps))
-        )
-        self.sampler = CPSSampler(sigmas, self.eta)
+        self.use_sampler(self.steps, self.eta)
+
+    def use_sampler(self, steps: int | Sequence[int], eta: float) -> None:
+        """From now on draw in these steps, with this eta; both as for the class."""
+        _check_sampler(steps, eta)
+        self.steps, self.eta = steps, eta
+        own = self.backbone
+        sigmas = own.pipeline_sigmas(steps) if isinstance(steps, int) else own.sigmas(list(steps))
+        self.sampler = CPSSampler(sigmas, eta)
 
     @property
     def adapter_names(self) -> list[str]:
@@ -111,6 +110,14 @@ class InferenceModel:
             return plain(latents, levels, conditioning)
         empty = self.embed([""], latents.device)
         return self.backbone.guided_velocity(plain, latents, levels, conditioning, empty, self.guidance_scale)
+
+
+def _check_sampler(steps: int | Sequence[int], eta: float) -> None:
+    if isinstance(steps, int):
+        even_steps(steps)
+    else:
+        check_steps(steps, "steps")
+    check_eta(eta, "eta")
 
 
 def even_steps(count: int) -> list[int]:

@@ -16,7 +16,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import nn
 
-from rtdmd_lightning.roles.adapter import SCALE_KEY, Adapter, LayerUpdate
+from rtdmd_lightning.roles.adapter import FOLDED_SCALE, SCALE_KEY, Adapter, LayerUpdate
 from rtdmd_lightning.roles.apply import check_fit
 from rtdmd_lightning.roles.reading import DIFFUSERS, PEFT_CONFIG, PEFT_WEIGHTS, PUBLISHED
 from rtdmd_lightning.utils.errors import UserError
@@ -46,8 +46,11 @@ def write_peft(adapter: Adapter, folder: Path, base: str) -> Path:
 
 
 def write_diffusers(adapter: Adapter, folder: Path, pipeline_class: Any) -> Path:
-    """A file for `pipe.load_lora_weights(folder)`. Ranks and alphas travel in its metadata; without them diffusers would
-    assume alpha = rank."""
+    """A file for `pipe.load_lora_weights(folder)`, and for readers that take B·A as it stands, such as ComfyUI.
+
+    The scale is folded into B, so alpha is the rank; diffusers' metadata tells every layer's.
+    """
+    adapter = adapter.with_scale(FOLDED_SCALE)
     config = adapter.peft_config()
     names = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
     with appearing_in(folder) as partial:
@@ -75,6 +78,7 @@ def check_diffusers_reads_all(adapter: Adapter, folder: Path, skeleton: nn.Modul
     the layers which would not do what the adapter does. `skeleton` is changed.
     """
     check_fit(adapter, skeleton)
+    adapter = adapter.with_scale(FOLDED_SCALE)
     for path in adapter.layers:
         # PEFT moves adapters to the device of their layer, and on the meta device there would be nothing to compare. A stride
         # of zero gives the layer its shape without its memory.

@@ -51,6 +51,8 @@ def caught(mutation: Mutation, copy: Path) -> tuple[bool, str]:
     text = said.read_text(errors="replace")
     if status == -signal.SIGALRM:
         return True, f"none has ended within {SECONDS} seconds"
+    if status < 0:
+        return True, f"their process died of {signal.Signals(-status).name}"
     assert status in (0, 1), text[-3000:]  # 2 and more: no test was run
     failed = [line.split(" - ")[0] for line in text.splitlines() if line.startswith(("FAILED", "ERROR"))]
     return status == 1, failed[0].rpartition("::")[2] if failed else ""

@@ -85,6 +85,21 @@ def test_the_policy_loss_is_the_clipped_objective_of_cut_advantages(tiny_folder,
     compare(module.stochastic_loss(rollout, step), 0.5 * worse.sum(), slope, rtol)
 
 
+def test_with_the_updates_own_log_probabilities_a_later_update_compares_with_the_first_ones(tiny_folder, cold_start):
+    """Whatever the rollout's were: the ratio is 1 in the first, and then how far the weights have moved since."""
+    clip_range = 0.5
+    policy = PolicySettings(clip_range=clip_range, advantage_clip=ADVANTAGE_CLIP, old_log_prob="update")
+    module, slope = setting(tiny_folder, cold_start, policy=policy)
+    rollout = rollout_of(module, 0, torch.full((B,), 7.0))
+    old = log_prob_by_hand(module, rollout, 0, GENERATOR, exact=False)
+    for moved in (0.0, 0.3):
+        slope.data.fill_(GENERATOR + moved)
+        ratio = torch.exp(log_prob_by_hand(module, rollout, 0, slope, exact=False) - old)
+        worse = torch.maximum(-CUT * ratio, -CUT * ratio.clamp(1 - clip_range, 1 + clip_range))
+        compare(module.stochastic_loss(rollout, 0), worse.sum(), slope)
+        assert bool((ratio == 1).all()) == (moved == 0)
+
+
 def test_a_sample_with_a_positive_advantage_becomes_more_probable(tiny_folder, cold_start):
     """The sign alone, by a step down the loss: `Σ A·logp` rises."""
     module, slope = setting(tiny_folder, cold_start)

@@ -112,16 +112,18 @@ def test_a_prefix_that_no_known_script_writes_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("to", "alpha_from"),
+    ("to", "alpha_from", "alpha"),
     [
-        ("plain", None),
-        ("plain diffusers", None),
-        ("published", "the file"),
-        ("peft", "adapter_config.json"),
-        ("diffusers", "the file's metadata"),
+        ("plain", None, 6),
+        ("plain diffusers", None, 6),
+        ("published", "the file", 6),
+        ("peft", "adapter_config.json", 6),
+        ("diffusers", "the file's metadata", 4),  # the rank: the scale is folded into B
     ],
 )
-def test_an_alpha_is_believed_where_the_file_says_none_and_checked_where_it_does(to, alpha_from, tiny_folder, tmp_path):
+def test_an_alpha_is_believed_where_the_file_says_none_and_checked_where_it_does(
+    to, alpha_from, alpha, tiny_folder, tmp_path
+):
     adapter = random_adapter(4, scale=1.5)
     if to == "plain":
         torch.save(adapter.state_dict(), tmp_path / "generator_ema.pt")
@@ -136,7 +138,7 @@ def test_an_alpha_is_believed_where_the_file_says_none_and_checked_where_it_does
         writing.write_diffusers(adapter, tmp_path, StableDiffusion3Pipeline)
     (file,) = read_all(tmp_path)
     assert file.alpha_from == alpha_from
-    assert adapters.read(tmp_path, alpha=6).scale == 1.5
+    assert adapters.read(tmp_path, alpha=alpha).scale == alpha / 4
     if alpha_from is not None:
-        with pytest.raises(UserError, match="made with alpha 6, not 8"):
+        with pytest.raises(UserError, match=f"made with alpha {alpha}, not 8"):
             adapters.read(tmp_path, alpha=8)

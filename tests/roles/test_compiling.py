@@ -24,9 +24,7 @@ PROMPTS = ["a red circle", "a blue cross"]
 @pytest.fixture(autouse=True)
 def fresh():
     """Graphs and limits belong to the process."""
-    with torch._dynamo.config.patch(
-        recompile_limit=8, accumulated_recompile_limit=256, fail_on_recompile_limit_hit=False
-    ):
+    with torch._dynamo.config.patch(recompile_limit=8, accumulated_recompile_limit=256):
         torch._dynamo.reset()
         yield
         torch._dynamo.reset()
@@ -98,6 +96,14 @@ def test_a_role_has_graphs_of_its_own_and_coming_back_to_it_makes_no_more(tiny_f
             module.roles.velocity(role, latents, 0.5, conditioning)
             counts.append(counter.frame_count)
     assert 0 < counts[0] < counts[1] == counts[2] == counts[3]
+
+
+def test_every_block_is_compiled_and_nothing_else(tiny_folder):
+    module = module_of(tiny_backbone(tiny_folder))
+    compile_with(module, "eager")
+    compiled = [part for part in module.modules() if hasattr(part.forward, "_torchdynamo_orig_callable")]
+    blocks = [part for part in module.roles.transformer.modules() if isinstance(part, module.backbone.block_classes)]
+    assert compiled == blocks != []
 
 
 def test_more_graphs_than_the_roles_need_are_an_error(tiny_folder, monkeypatch):

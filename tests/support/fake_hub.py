@@ -147,9 +147,9 @@ class Handler(BaseHTTPRequestHandler):
                 siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
                 self.answer(200, {"id": repo_id, "sha": COMMIT, "siblings": siblings})
                 return
-            prefix = f"/{repo_id}/resolve/{COMMIT}/"
-            if path.startswith(prefix) and (content := files.get(path.removeprefix(prefix))) is not None:
-                self.server.fetched += [path.removeprefix(prefix)] if self.command == "GET" else []
+            name = path.removeprefix(f"/{repo_id}/resolve/").removeprefix("main/").removeprefix(f"{COMMIT}/")
+            if name != path and (content := files.get(name)) is not None:
+                self.server.fetched += [name] if self.command == "GET" else []
                 etag = f'"{hashlib.sha256(content).hexdigest()}"'
                 self.answer(200, content, ETag=etag, X_Repo_Commit=COMMIT)
                 return

@@ -15,6 +15,14 @@ def random_adapter(
     return Adapter(dict(zip(paths, updates, strict=True)), f"rank {rank}")
 
 
+def assert_same_update(one: Adapter, other: Adapter) -> None:
+    """To the last bit, whatever their scales are."""
+    assert one.layers.keys() == other.layers.keys()
+    for path, update in one.layers.items():
+        assert update.rank == other.layers[path].rank, path
+        assert torch.equal(update.delta(), other.layers[path].delta()), path
+
+
 def assert_same(one: Adapter, other: Adapter) -> None:
     assert one.layers.keys() == other.layers.keys()
     for path, update in one.layers.items():

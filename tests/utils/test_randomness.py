@@ -52,6 +52,14 @@ def test_seed_index_and_purpose_each_make_a_difference(kind):
     assert all((base != other).all() for other in others)
 
 
+@pytest.mark.parametrize("kind", ["normal", "uniform"])
+def test_another_use_of_the_samples_has_numbers_of_its_own(kind):
+    random = SampleRandom(0, range(4), CPU).ahead({"start": (3, 2)}, ["start"])
+    uses = [random, random.for_use("a"), random.for_use("b")]
+    drawn = [use.normal("start", (3, 2)) if kind == "normal" else use.uniform("start") for use in uses]
+    assert not any(torch.equal(drawn[one], drawn[other]) for one, other in ((0, 1), (0, 2), (1, 2)))
+
+
 def test_digits_do_not_run_together():
     """(1, 23) and (12, 3), or an index and a purpose that begins with a digit, are different keys."""
     keys = [(1, 23, "x"), (12, 3, "x"), (1, 2, "3x"), (1, 2, "3/x"), (1, 0, "x"), (10, 0, "x")]

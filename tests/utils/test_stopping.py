@@ -48,6 +48,17 @@ def test_one_process_obeys_at_once():
     assert process.due(3) == [signal.SIGINT] and process.due(4) == []
 
 
+def test_what_was_done_at_a_signal_before_is_done_again_after_the_run():
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = [signal.getsignal(one) for one in signals]
+    process = StopSignals((signal.SIGUSR1,))
+    process.listen()
+    assert all(signal.getsignal(one) is not handler for one, handler in zip(signals, before, strict=True))
+    process.close()
+    assert [signal.getsignal(one) for one in signals] == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "times", "grace", "status"), [("SIGTERM", 1, 0.1, 143), ("SIGINT", 2, 1000, 130)])
 def test_an_update_that_does_not_end_is_abandoned_and_a_second_interrupt_is_obeyed_at_once(name, times, grace, status):

@@ -35,3 +35,14 @@ def test_the_values_are_those_that_were_given(monkeypatch):
     tensors = [torch.randn(2, 3), torch.randn(4, 2).T]
     send(tensors, torch.device("meta"))
     assert torch.equal(left[0], torch.cat([tensor.flatten() for tensor in tensors]))
+
+
+@pytest.mark.parametrize("available", [False, True])
+def test_the_buffer_is_pinned_where_there_is_an_accelerator(monkeypatch, available):
+    """Pinning itself needs one, so what is asked of torch is looked at."""
+    asked = []
+    empty = torch.empty
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: available)
+    monkeypatch.setattr(torch, "empty", lambda *args, pin_memory, **kw: asked.append(pin_memory) or empty(*args, **kw))
+    send([torch.randn(2)], torch.device("meta"))
+    assert asked == [available]
