@@ -11,7 +11,6 @@ from torch import Tensor
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.roles.apply import activate
 from rtdmd_lightning.roles.inference import InferenceModel, even_steps
-from rtdmd_lightning.sampling.sampler import CPSSampler
 from rtdmd_lightning.utils.errors import UserError
 
 Steps = int | list[int]
@@ -83,10 +82,9 @@ class Columns:
     ) -> Tensor:
         """With the first `count` adapters."""
         loaded = self._loaded
-        model = InferenceModel(loaded.backbone, loaded.adapters[:count], steps, guidance_scale, eta)  # checks these
+        model = InferenceModel(loaded.backbone, loaded.adapters[:count], steps, guidance_scale, eta)
         model.transformer, model.device, model.embed = loaded.transformer, loaded.device, loaded.embed
-        levels = self._backbone.pipeline_sigmas(steps) if isinstance(steps, int) else self._backbone.sigmas(steps)
-        model.sampler = CPSSampler(levels, eta)
+        model.use_sampler(steps, eta)
         activate(loaded.transformer, loaded.adapter_names[:count])
         return model.generate([prompt], [0], seed=seed)[0]
 
