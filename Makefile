@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 CONFIG ?= configs/cold_start/sd35m.yaml
+MODELS := sd3m sd35m flux1_dev flux2_klein_4b flux2_klein_9b
 # Processes that share the tests, file by file.
 WORKERS ?= 2
 # Of the campaign.
@@ -24,7 +25,7 @@ export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo quick test campaign mutations lint format typecheck unit teacher tiny-clip cold-start rtdmd compare-cold-start ablations \
-	bench eval prompts doctor plan figures tensorboard clean
+	bench eval prompts doctor plan plan-tables figures tensorboard clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -100,6 +101,11 @@ doctor: install ## Which rewards work here, and what the others want
 
 plan: install ## Memory that a run will need, without weights or GPU: make plan CONFIG=configs/rtdmd/sd35m.yaml
 	$(PY) -m rtdmd_lightning.plan --config $(CONFIG)
+
+plan-tables: install ## The two tables of rtdmd_lightning/planning/README.md: memory of every real config, and how it fits one card
+	@for options in "" "--card=12,16,24"; do for model in $(MODELS); do for stage in cold_start rtdmd; do \
+		$(PY) -m rtdmd_lightning.plan --config configs/$$stage/$$model.yaml --markdown $$options; \
+	done; done; done | awk '!seen[$$0]++'
 
 figures: install ## Draw the README's figure of the method again
 	$(PY) notebooks/figures/method.py

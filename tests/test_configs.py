@@ -4,6 +4,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
@@ -56,8 +57,18 @@ def test_a_cards_recipe_keeps_every_configs_batch_on_one_card(card, run):
     assert cli.trainer.world_size == 1 and isinstance(cli.trainer.strategy, SingleDeviceStrategy)
     assert module.batch_size == compose(config)["model"]["init_args"]["batch_size"] and module.micro_batch_size == 1
     assert backbone.gradient_checkpointing and backbone.vae_gradient_checkpointing and not backbone.text_encoders
-    assert set(module.memory.offload) == {"text_encoders", "vae", "rewards"}
-    assert backbone.quantization == ("int8" if card == 24 else "nf4")
+    assert set(module.memory.offload) == {"text_encoders", "vae", "rewards", *([] if card == 24 else ["base"])}
+    assert (backbone.quantization, backbone.embeddings_on_device) == ("nf4", 0)
+    assert not run.startswith("rtdmd") or module.rewards.dtype == "float16"
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_whole_transformers_are_one_config_more_in_both_stages(run):
+    parts = [f"--config={CONFIGS / 'parts' / part}.yaml" for part in ("fsdp2", "full")]
+    cli = fit.parse([f"--config={CONFIGS / run}.yaml", *parts, *ANYWHERE])
+    assert cli.model.trainable == "full" and cli.model.backbone.dtype == torch.float32
+    assert cli.config["trainer"]["precision"] == "bf16-mixed"
+    assert {settings.learning_rate for settings in cli.model.optimize.settings.values()} == {5e-7}
 
 
 @pytest.mark.parametrize("run", RUNS)

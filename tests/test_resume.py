@@ -72,7 +72,7 @@ def test_a_run_that_failed_after_its_last_update_is_completed_by_a_resume(fails,
         module = fit.main([*config, "--ckpt_path=last"]).model
         assert [json.loads(row)["step"] for row in (folder / "eval.jsonl").read_text().splitlines()] == [2, 3]
         result = torch.load(folder / "cold_start/generator_ema.pt", weights_only=True)
-        expected = module.roles.adapter_state_dict(EMA)
+        expected = module.roles.own_state_dict(EMA)
         assert_identical(dict(result), {key.replace(f".{EMA}.", ".default."): expected[key] for key in expected})
         names = {"generator_ema.pt", "fake_score.pt", "pytorch_lora_weights.safetensors"}
         assert {path.name for path in (folder / "cold_start").iterdir()} == names

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from rtdmd_lightning.benchmarking.networks import randomise
-from rtdmd_lightning.planning.rewards import stand_ins, tower_kinds
+from rtdmd_lightning.planning.rewards import stand_ins
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.mixture import RewardMixture
 
@@ -26,7 +26,7 @@ def small_rewards() -> RewardMixture:
 def random_rewards(rewards: RewardMixture, device: torch.device) -> RewardMixture:
     """Their networks in their real shapes, with random weights, on the device."""
     with device:
-        mixture = stand_ins(rewards, tower_kinds(rewards))
+        mixture = stand_ins(rewards)
         for reward in mixture.rewards.values():
             for network in reward.networks():
                 randomise(network)

@@ -83,7 +83,7 @@ def trained(
 
     def keep(trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, FewStepModule)
-        state = module.roles.adapter_state_dict(GENERATOR)
+        state = module.roles.own_state_dict(GENERATOR)
         weights.append(torch.cat([state[key].float().flatten() for key in sorted(state)]))
 
     epoch = TINY_EPOCH if "rtdmd" in config else CYCLE

@@ -1,6 +1,7 @@
-"""Writing the result of a run: the EMA generator's adapter, in the published format and for diffusers, and the fake score's."""
+"""Writing the result of a run: the EMA generator's adapter, in the published format and for diffusers, and the fake score's; or,
+where whole transformers train, both of these."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import lightning as L
@@ -8,15 +9,18 @@ import torch
 
 from rtdmd_lightning.callbacks.protocols import HasRoles
 from rtdmd_lightning.models.base import Backbone
-from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE
+from rtdmd_lightning.modules.cold_start import FAKE_SCORE_FILE, WHOLE_FAKE_SCORE
 from rtdmd_lightning.roles import Adapter, stack
 from rtdmd_lightning.roles.lora import LoraSettings
+from rtdmd_lightning.roles.lora_roles import LoraRoles
 from rtdmd_lightning.roles.reading import from_state_dict
-from rtdmd_lightning.roles.roles import EMA, FAKE_SCORE
-from rtdmd_lightning.roles.writing import write_diffusers, write_published
+from rtdmd_lightning.roles.roles import EMA, FAKE_SCORE, Roles
+from rtdmd_lightning.roles.writing import write_diffusers, write_published, write_whole
 from rtdmd_lightning.utils.errors import require
 from rtdmd_lightning.utils.files import folder_appearing_at
 from rtdmd_lightning.utils.run_folder import run_folder
+
+State = dict[str, torch.Tensor]
 
 
 class ExportGenerator(L.Callback):
@@ -26,6 +30,9 @@ class ExportGenerator(L.Callback):
     * `fake_score.pt`: the fake score's in the same format, which stage 2 goes on from, where the run has one;
     * `pytorch_lora_weights.safetensors`: all that the generator adds to its base, for `pipe.load_lora_weights(folder)` of
       diffusers. In stage 2 that is the cold start and the trained adapter as one of both ranks.
+
+    Of whole transformers (`model.trainable=full`) it holds `transformer/`, for `from_pretrained(folder, subfolder="transformer")`
+    of diffusers, with a `model_index.json` that lists nothing else, and `fake_score/`, which is the same of the fake score.
 
     The folder appears whole, in the place of the previous one.
     """
@@ -53,21 +60,33 @@ class ExportGenerator(L.Callback):
     def write(self, trainer: L.Trainer, pl_module: HasRoles) -> None:
         # On every rank: a sharded adapter is gathered by all.
         roles = pl_module.roles
-        trained = {role: roles.adapter_state_dict(role) for role in (EMA, FAKE_SCORE) if role in roles.own}
+        trained = {role: roles.own_state_dict(role) for role in (EMA, FAKE_SCORE) if role in roles.own}
         if trainer.is_global_zero:
-            # Those that were trained on: the cold start's files may have changed meanwhile.
-            beneath = [roles.frozen[name] for name in roles.stacks[EMA] if name != EMA]
-            settings = pl_module.lora
             with folder_appearing_at(run_folder(trainer) / self.name) as folder:
-                write_adapter(trained[EMA], folder, pl_module.backbone, settings, beneath)
-                if FAKE_SCORE in trained:
-                    fake_score = from_state_dict(trained[FAKE_SCORE], settings.scale, FAKE_SCORE)
-                    write_published(fake_score, folder, FAKE_SCORE_FILE)
+                if isinstance(roles, LoraRoles):
+                    write_adapters(trained, folder, pl_module.lora, roles)
+                else:
+                    write_transformers(trained, folder, roles)
         self._written_at = trainer.global_step
 
 
+def write_adapters(trained: Mapping[str, State], folder: Path, settings: LoraSettings, roles: LoraRoles) -> None:
+    """Of the average, on those that it was trained on (the cold start's files may have changed meanwhile), and the fake score."""
+    beneath = [roles.frozen[name] for name in roles.stacks[EMA] if name != EMA]
+    write_adapter(trained[EMA], folder, roles.backbone, settings, beneath)
+    if FAKE_SCORE in trained:
+        write_published(from_state_dict(trained[FAKE_SCORE], settings.scale, FAKE_SCORE), folder, FAKE_SCORE_FILE)
+
+
+def write_transformers(trained: Mapping[str, State], folder: Path, roles: Roles) -> None:
+    """Of the average, and of the fake score in a folder of its own."""
+    places = {EMA: folder, FAKE_SCORE: folder / WHOLE_FAKE_SCORE}
+    for role, state in trained.items():
+        write_whole(state, roles.base_of(role).config, places[role], roles.backbone)
+
+
 def write_adapter(
-    state: dict[str, torch.Tensor],
+    state: State,
     folder: Path,
     backbone: Backbone,
     settings: LoraSettings,

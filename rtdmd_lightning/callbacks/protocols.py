@@ -31,7 +31,7 @@ class Generates(Protocol):
 
 
 class HasRoles(Protocol):
-    """Its student is an adapter on a base."""
+    """Its student is a role of a run: an adapter on a base, or a transformer of its own."""
 
     roles: Roles
     lora: LoraSettings

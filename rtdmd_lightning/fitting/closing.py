@@ -1,5 +1,6 @@
 """What the console says when a run is done: its folder, its last scores, and how to draw with the result."""
 
+import json
 import shlex
 from pathlib import Path
 
@@ -32,12 +33,11 @@ def closing(trainer: Trainer, module: FewStepModule) -> str:
 
 def sampling_command(module: FewStepModule, base: str, result: Path) -> str:
     """The command that draws with a run's result on top of what it was trained on, at the steps that it was trained for."""
-    frozen, settings = module.frozen_adapters(), module.sampler_settings
-    beneath = [frozen[name] for name in module.stacks()[EMA] if name in frozen]
+    settings = module.sampler_settings
     eta = settings.eta if settings.draw_eta is None else settings.draw_eta
     options = {
         "--base": [base],
-        "--adapters": [*beneath, str(result)],
+        **what_is_drawn(module, result),
         "--steps": [str(list(settings.steps))],
         "--eta": [f"{eta:g}"],
         "--prompt": ["YOUR PROMPT"],
@@ -45,3 +45,12 @@ def sampling_command(module: FewStepModule, base: str, result: Path) -> str:
     }
     words = [word for option, values in options.items() for word in (option, *values)]
     return shlex.join(["rtdmd", "sample", *words])
+
+
+def what_is_drawn(module: FewStepModule, result: Path) -> dict[str, list[str]]:
+    """The options for a result: adapters, on those that lie beneath; or a whole transformer, which is drawn as students are."""
+    if module.trainable == "full":
+        return {"--backbone": [json.dumps({"transformer_from": str(result)})], "--guidance_scale": ["1"]}
+    frozen = module.frozen_adapters()
+    beneath = [frozen[name] for name in module.stacks()[EMA] if name in frozen]
+    return {"--adapters": [*beneath, str(result)]}

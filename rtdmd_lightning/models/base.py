@@ -39,6 +39,9 @@ class Backbone(ABC):
     block_classes: ClassVar[tuple[type[nn.Module], ...]]
     """The transformer's repeated blocks: the units of FSDP2 sharding."""
 
+    dtype: torch.dtype
+    """Of the transformer's weights."""
+
     embedding_cache: str | None = None
     """A folder in which prompts' embeddings are kept on disk."""
 
@@ -58,8 +61,8 @@ class Backbone(ABC):
     """How many prompts the text encoders see in one pass; None: all that they are given."""
 
     reads_weights: bool = True
-    """Whether `load` and `load_generator_base` read the transformers' weights; otherwise these are `without_weights`, and wait
-    for another process's (`broadcast.py`)."""
+    """Whether transformers are read with their weights; otherwise these are `without_weights`, and wait for another process's
+    (`broadcast.py`)."""
 
     @abstractmethod
     def check(self) -> None:
@@ -76,6 +79,14 @@ class Backbone(ABC):
     def load_generator_base(self) -> nn.Module | None:
         """The frozen transformer that the generator and its EMA start from, where it is not the teacher's."""
         return None
+
+    @abstractmethod
+    def check_transformer(self, pretrained: str) -> None:
+        """Raises UserError for a folder whose transformer is not of the shape of this one's; reads configs only."""
+
+    @abstractmethod
+    def load_transformer(self, pretrained: str | None = None) -> nn.Module:
+        """Read a transformer once more, or that of another folder or hub id. Raises UserError as `load` does."""
 
     @abstractmethod
     def to(self, device: torch.device) -> None:

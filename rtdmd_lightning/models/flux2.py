@@ -59,11 +59,7 @@ class Flux2Backbone(PackedBackbone):
     def load_generator_base(self) -> nn.Module | None:
         if self.generator_pretrained is None:
             return None
-        self.source.check(self.generator_pretrained, ["transformer"])
-        if not self.reads_weights:
-            others = dict.fromkeys(("vae", *self.encoders))
-            return self._frozen(self._transformer_without_weights(self.generator_pretrained, others))
-        return self._frozen(self.source.transformer(self.transformer_class, self.generator_pretrained, self.dtype))
+        return self.load_transformer(self.generator_pretrained)
 
     def base_identity(self) -> dict[str, str]:
         if self.generator_pretrained is None:

@@ -50,3 +50,10 @@ def read_config(reader: Any, pretrained: str, part: str | None = None) -> dict[s
     except OSError as error:
         what = f"the base model {pretrained!r}" if part is None else f"the {part} of the base model {pretrained!r}"
         raise UserError(f"cannot read the config of {what}: {first_line(error)}") from error
+
+
+def unrepresentable(pretrained: str, resolution: int, multiple: int, rule: str) -> UserError:
+    """Of images of a size that a pipeline has no latents for."""
+    return UserError(
+        f"resolution {resolution} cannot be represented by {pretrained}: it must be a positive multiple of {multiple} ({rule})"
+    )

@@ -5,7 +5,7 @@
     nf4     bitsandbytes' NormalFloat (QLoRA, arXiv 2305.14314): a table of 16 numbers, s = max|block of 64|
 
 The weight exists in the dtype of a product for the length of that product, in the backward pass too: autograd keeps the
-few bits, not their product's operand.
+few bits, not their product's operand. Where the bits are offloaded they lie in CPU memory, and are copied to the device as often.
 """
 
 from typing import Any, Literal
@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from rtdmd_lightning.utils.offloading import home_of
 
 Bits = Literal["int8", "fp8", "nf4"]
 
@@ -48,15 +50,25 @@ def unpack(packed: Tensor, scale: Tensor, kind: Bits, shape: tuple[int, int], dt
 
 
 class FrozenLinear(nn.Module):
-    """Takes the place of an `nn.Linear`, and computes in the dtype that it would: autocast's, or that of the input."""
+    """Takes the place of an `nn.Linear`, and computes in the dtype that it would: autocast's, or that of the input.
 
-    def __init__(self, linear: nn.Linear, kind: Bits) -> None:
+    Args:
+        linear: where its weight is.
+        kind: of the bits.
+        offloaded: keep them in CPU memory, wherever the module is moved.
+    """
+
+    packed: Tensor
+    scale: Tensor
+
+    def __init__(self, linear: nn.Linear, kind: Bits, offloaded: bool = False) -> None:
         super().__init__()
         self.in_features, self.out_features, self.kind = linear.in_features, linear.out_features, kind
         packed, scale = pack(linear.weight.data, kind)
-        # Parameters, for DDP sends buffers at every step.
-        self.packed = nn.Parameter(packed, requires_grad=False)
-        self.scale = nn.Parameter(scale, requires_grad=False)
+        if offloaded:  # plain tensors, which `to` does not move
+            self.packed, self.scale = (home_of(bits, bits.device) for bits in (packed, scale))
+        else:  # parameters, for DDP sends buffers at every step
+            self.packed, self.scale = (nn.Parameter(bits, requires_grad=False) for bits in (packed, scale))
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,9 +95,15 @@ class _Product(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(packed, scale)
         ctx.kind, ctx.shape = kind, shape
-        return functional.linear(x, unpack(packed, scale, kind, shape, x.dtype), bias)
+        return functional.linear(x, _unpack_for(x, packed, scale, kind, shape), bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:  # type: ignore[override]
         packed, scale = ctx.saved_tensors
-        return grad @ unpack(packed, scale, ctx.kind, ctx.shape, grad.dtype), None, None, None, None, None
+        return grad @ _unpack_for(grad, packed, scale, ctx.kind, ctx.shape), None, None, None, None, None
+
+
+def _unpack_for(x: Tensor, packed: Tensor, scale: Tensor, kind: Bits, shape: tuple[int, int]) -> Tensor:
+    """A weight on the device of what it is multiplied with, and in its dtype."""
+    packed, scale = (bits.to(x.device, non_blocking=True) for bits in (packed, scale))
+    return unpack(packed, scale, kind, shape, x.dtype)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rtdmd_lightning.models.folder import unrepresentable
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.objectives import dynamic_shift_sigmas, shift_sigmas
 from rtdmd_lightning.utils.errors import UserError, first_line
@@ -36,7 +37,7 @@ class PackedBackbone(PipelineBackbone):
         """Also refuses an attention backend that is unknown or not installed."""
         super().check()
         if self.attention_backend is not None:
-            self._set_attention(self._outline())
+            self._set_attention(self.outline())
 
     def _frozen(self, transformer: nn.Module) -> nn.Module:
         if self.attention_backend is not None:
@@ -95,4 +96,4 @@ class PackedBackbone(PipelineBackbone):
     def check_resolution(self) -> None:
         multiple = 2 * self.vae_scale_factor
         if self.resolution <= 0 or self.resolution % multiple:
-            raise self.unrepresentable(multiple, "VAE factor x patches of 2x2")
+            raise unrepresentable(self.pretrained, self.resolution, multiple, "VAE factor x patches of 2x2")

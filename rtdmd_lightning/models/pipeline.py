@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rtdmd_lightning.models.base import DTYPES, Backbone
-from rtdmd_lightning.models.broadcast import without_weights
-from rtdmd_lightning.models.folder import fetch
 from rtdmd_lightning.models.identity import identity
 from rtdmd_lightning.models.placement import TEXT_ENCODERS, VAE, Placement
 from rtdmd_lightning.models.quantization import Quantization, check_installed
-from rtdmd_lightning.models.source import Pretrained, Source
+from rtdmd_lightning.models.source import OtherTransformer, Pretrained, Source
+from rtdmd_lightning.models.transformer import awaited_transformer, check_alike, read_transformer
 from rtdmd_lightning.sampling.structures import Conditioning
-from rtdmd_lightning.utils.errors import UserError, require
+from rtdmd_lightning.utils.errors import require
 
 _recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)  # no dropout: nothing is drawn
 
@@ -31,7 +30,8 @@ class PipelineBackbone(Backbone):
         resolution: height and width of the images, in pixels.
         max_sequence_length: tokens of a prompt, padding included, at most the family's `longest_text`. No family masks its
             padding in the transformer, so the number is part of the conditioning (METHOD section 0.1).
-        dtype: of the frozen weights. Adapters have a dtype of their own.
+        transformer_from: a folder whose `transformer/` takes the place of `pretrained`'s: the result of `model.trainable=full`.
+        dtype: of the frozen weights, and of whole transformers that train. Adapters have a dtype of their own.
         quantization: what the linear layers of the transformer's blocks are kept in; they compute in `dtype`. Text encoders are
             not quantised: an embedding cache leaves them out altogether.
         vae_dtype: of the autoencoder, which rewards are back-propagated through. Images are float32 whatever it is.
@@ -67,6 +67,7 @@ class PipelineBackbone(Backbone):
         text_encoders: bool = True,
         embeddings_on_device: int = 256,
         quantization: Quantization = "none",
+        transformer_from: str | None = None,
     ) -> None:
         require(
             text_encoders or embedding_cache is not None,
@@ -88,6 +89,8 @@ class PipelineBackbone(Backbone):
         self.embedding_cache, self.text_encoders = embedding_cache, text_encoders
         self.embeddings_on_device = embeddings_on_device
         self.source: Source = Pretrained()
+        if transformer_from is not None:
+            self.source = OtherTransformer(self.transformer_class, pretrained, transformer_from)
         self.pipeline: Any = None
         self._text_pipeline: Any = None  # the one whose text encoders are loaded
         self._placement = Placement()
@@ -103,7 +106,7 @@ class PipelineBackbone(Backbone):
         if self.embedding_cache is not None:
             given = dict.fromkeys(part for part in self.encoders if part.startswith("text_encoder"))
         if not self.reads_weights:
-            given["transformer"] = self._transformer_without_weights(self.pretrained, given)
+            given["transformer"] = awaited_transformer(self, self.pretrained, given)
         self.pipeline = self._open(**given)
         if self.embedding_cache is None:
             self._text_pipeline = self.pipeline
@@ -112,6 +115,12 @@ class PipelineBackbone(Backbone):
         if self.vae_gradient_checkpointing:
             self.pipeline.vae.enable_gradient_checkpointing(_recompute)
         return self._frozen(self.pipeline.transformer)
+
+    def check_transformer(self, pretrained: str) -> None:
+        check_alike(self, pretrained)
+
+    def load_transformer(self, pretrained: str | None = None) -> nn.Module:
+        return self._frozen(read_transformer(self, pretrained or self.pretrained))
 
     def to(self, device: torch.device) -> None:
         for part in (TEXT_ENCODERS, VAE):
@@ -126,7 +135,7 @@ class PipelineBackbone(Backbone):
         assert self.text_encoders, "there are no text encoders"
         if self._text_pipeline is None:
             self._check_folder()
-            self._text_pipeline = self._open(transformer=self._outline(), vae=None, scheduler=None)
+            self._text_pipeline = self._open(transformer=self.outline(), vae=None, scheduler=None)
             self._move(TEXT_ENCODERS, self._placement.device)
         size = self.encoded_at_once or len(prompts)
         parts = [prompts[start : start + size] for start in range(0, len(prompts), size)]
@@ -199,12 +208,6 @@ class PipelineBackbone(Backbone):
         """Of `encoders`, those that the options leave out; they are not loaded."""
         return ()
 
-    def unrepresentable(self, multiple: int, rule: str) -> UserError:
-        return UserError(
-            f"resolution {self.resolution} cannot be represented by {self.pretrained}: it must be a positive multiple of "
-            f"{multiple} ({rule})"
-        )
-
     @property
     def loaded(self) -> Any:
         assert self.pipeline is not None, "load() comes first"
@@ -237,14 +240,8 @@ class PipelineBackbone(Backbone):
     def _check_folder(self) -> None:
         self.source.check(self.pretrained, ["transformer", "vae", "scheduler", *self._used_encoders()])
 
-    def _outline(self, pretrained: str | None = None) -> nn.Module:
+    def outline(self, pretrained: str | None = None) -> nn.Module:
         """The transformer's shapes, which SD3's pipeline asks for when it encodes without T5."""
         config = self.source.config(self.transformer_class, pretrained or self.pretrained, "transformer")
         with torch.device("meta"):
             return self.transformer_class.from_config(config)
-
-    def _transformer_without_weights(self, pretrained: str, given: dict[str, Any]) -> nn.Module:
-        """Where another process reads it. Files of the hub are fetched all the same, of which each is by one process of a machine
-        at a time (the hub's cache has locks, which know no time-out): nobody waits for a download in a collective."""
-        fetch(self.pipeline_class, pretrained, dict.fromkeys(self.unused_encoders()) | given)
-        return without_weights(self._outline(pretrained).to(self.dtype))

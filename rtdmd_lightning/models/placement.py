@@ -9,7 +9,8 @@ from torch import nn
 
 from rtdmd_lightning.utils.offloading import Offloaded
 
-TEXT_ENCODERS, VAE = "text_encoders", "vae"
+TEXT_ENCODERS, VAE, BASE = "text_encoders", "vae", "base"
+"""What a backbone may have `offloaded`; of the base it is what is quantised (`frozen_linear.py`)."""
 
 
 class Placement:

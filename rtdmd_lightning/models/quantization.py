@@ -51,19 +51,20 @@ def quantize(
     blocks: tuple[type[nn.Module], ...],
     device: torch.device,
     bring: Callable[[nn.Module], None] | None = None,
+    offloaded: bool = False,
 ) -> None:
     """Replace the linear layers inside the blocks; embeddings, the output layer and adapters stay as they are.
 
     Every block is brought (`WeightBroadcast`) and moved to the device right before, so that the device holds one block as it
-    was read.
+    was read. The bits stay there, or with `offloaded` in CPU memory.
     """
     for block in [module for module in transformer.modules() if isinstance(module, blocks)]:
         if bring is not None:
             bring(block)
-        _quantize_block(block.to(device), kind)
+        _quantize_block(block.to(device), kind, offloaded)
 
 
-def _quantize_block(block: nn.Module, kind: Bits) -> None:
+def _quantize_block(block: nn.Module, kind: Bits, offloaded: bool) -> None:
     for path, layer in list(block.named_modules()):
         if isinstance(layer, nn.Linear) and ".lora_" not in path:
-            block.set_submodule(path, FrozenLinear(layer, kind))
+            block.set_submodule(path, FrozenLinear(layer, kind, offloaded))

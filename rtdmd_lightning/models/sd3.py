@@ -7,6 +7,7 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from diffusers.models.attention import JointTransformerBlock
 from torch import Tensor, nn
 
+from rtdmd_lightning.models.folder import unrepresentable
 from rtdmd_lightning.models.normalization import fuse_rms_norms
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.objectives import shift_sigmas
@@ -109,4 +110,5 @@ class SD3Backbone(PipelineBackbone):
         multiple = self.vae_scale_factor * transformer["patch_size"]
         largest = transformer["pos_embed_max_size"] * multiple
         if self.resolution % multiple or not 0 < self.resolution <= largest:
-            raise self.unrepresentable(multiple, f"VAE factor x patch size) and at most {largest} (position embeddings")
+            rule = f"VAE factor x patch size) and at most {largest} (position embeddings"
+            raise unrepresentable(self.pretrained, self.resolution, multiple, rule)

@@ -1,5 +1,6 @@
 """Where a backbone's parts come from."""
 
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -7,7 +8,7 @@ from torch import nn
 
 from rtdmd_lightning.models.folder import check_folder, read_config
 from rtdmd_lightning.models.identity import weights_digest
-from rtdmd_lightning.utils.errors import UserError, first_line
+from rtdmd_lightning.utils.errors import UserError, first_line, require
 from rtdmd_lightning.utils.quiet import without_loading_bars
 
 
@@ -60,3 +61,40 @@ class Pretrained:
                 return transformer_class.from_pretrained(pretrained, subfolder="transformer", dtype=dtype)
         except OSError as error:
             raise UserError(f"cannot load the transformer of {pretrained!r}: {first_line(error)}") from error
+
+
+class OtherTransformer(Pretrained):
+    """One pipeline's parts, but its transformer from a folder of its own; of other pipelines all parts as they are.
+
+    Args:
+        transformer_class: of the pipeline.
+        pretrained: the pipeline.
+        folder: whose `transformer/` takes the place of the pipeline's.
+    """
+
+    def __init__(self, transformer_class: Any, pretrained: str, folder: str) -> None:
+        self.transformer_class, self.pretrained, self.folder = transformer_class, pretrained, folder
+
+    def check(self, pretrained: str, parts: list[str]) -> None:
+        super().check(pretrained, parts)
+        require(Path(self.folder).is_dir(), f"the backbone's transformer_from: {self.folder} is no folder")
+        check_folder(self.folder, ["transformer"])
+
+    def config(self, reader: Any, pretrained: str, part: str) -> dict[str, Any]:
+        return super().config(reader, self._place(pretrained, part), part)
+
+    def digest(self, pretrained: str, part: str) -> str:
+        return super().digest(self._place(pretrained, part), part)
+
+    def pipeline(
+        self, pipeline_class: Any, pretrained: str, dtypes: dict[str, torch.dtype], given: dict[str, Any]
+    ) -> Any:
+        if "transformer" not in given:
+            given = given | {"transformer": self.transformer(self.transformer_class, pretrained, dtypes["default"])}
+        return super().pipeline(pipeline_class, pretrained, dtypes, given)
+
+    def transformer(self, transformer_class: Any, pretrained: str, dtype: torch.dtype) -> nn.Module:
+        return super().transformer(transformer_class, self._place(pretrained, "transformer"), dtype)
+
+    def _place(self, pretrained: str, part: str) -> str:
+        return self.folder if (pretrained, part) == (self.pretrained, "transformer") else pretrained

@@ -37,6 +37,7 @@ from rtdmd_lightning.models.base import DTYPES, Backbone
 from rtdmd_lightning.modules.cycle import Samples, Update, draw_in_turn, draw_shared, split
 from rtdmd_lightning.modules.memory import MemorySettings, Offload
 from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings
+from rtdmd_lightning.modules.trainable import Trainable
 from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.objectives import renoise_level
 from rtdmd_lightning.roles.compiling import Compile
@@ -69,15 +70,15 @@ class ACDMDModule(FewStepModule):
         normalizer: of the generator's gradient: `paper`, or `noise_free` (only the clean predictions enter).
         sampler: the student's few-step sampler.
         lora: shape of the adapters.
-        initial_adapter: what the generator starts from instead of the base: a file or folder in any format that `roles.read`
-            knows, of `lora`'s rank and alpha.
+        initial_adapter: what the generator starts from instead of the base: a file or folder of `lora`'s rank and alpha.
         generator_optimizer, fake_optimizer: one AdamW each.
         ema: how the generator's average follows it; by default one move per fake-score update (METHOD section 3.4).
         micro_batch_size: samples of one forward pass on one process, null: all that it has of a batch. Gradients add up: the
             update is the same, its activations are smaller.
-        offload: which of text_encoders, vae and rewards lie in CPU memory between the phases that use them; null: none.
+        offload: which of text_encoders, vae, rewards and base lie in CPU memory while they are not used; null: none.
         seed: of all noise and of every random choice (linked from `seed_everything`).
         compile: `blocks` compiles the transformer's blocks (the first steps take minutes); null compiles nothing.
+        trainable: `lora`, or `full`: generator and fake score are whole transformers of their own (roles/README.md).
     """
 
     def __init__(
@@ -105,11 +106,13 @@ class ACDMDModule(FewStepModule):
         offload: list[Offload] | None = None,
         seed: int = 0,
         compile: Compile | None = None,
+        trainable: Trainable = "lora",
     ) -> None:
         optimizers = {GENERATOR: generator_optimizer, FAKE_SCORE: fake_optimizer}
         memory = MemorySettings(micro_batch_size, tuple(offload or ()))
         super().__init__(
-            backbone, batch_size, memory, optimizers, sampler, lora, initial_adapter, ema, fake_update_ratio, seed, compile
+            backbone, batch_size, memory, optimizers, sampler, lora, initial_adapter, ema, fake_update_ratio, seed, compile,
+            trainable=trainable,
         )  # fmt: skip
         require(fake_update_ratio >= 1, f"model.fake_update_ratio must be at least 1, not {fake_update_ratio}")
         self.fake_update_ratio, self.random_stop, self.reuse_rollouts = fake_update_ratio, random_stop, reuse_rollouts

@@ -1,14 +1,17 @@
 """What stage 2 starts from, and what it refuses."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from rtdmd_lightning.losses.settings import FinalStepSettings, PolicySettings
+from rtdmd_lightning.modules.trainable import Trainable
 from rtdmd_lightning.rewards.mixture import RewardMixture
 from rtdmd_lightning.sampling.sampler import SamplerSettings
 from rtdmd_lightning.utils.errors import UserError, require
 
 GENERATOR_FILE, FAKE_SCORE_FILE = "generator_ema.pt", "fake_score.pt"
 AUTHORS_FAKE_SCORE_FILE = "fake_score_net.pt"  # in the authors' checkpoint-N
+WHOLE_FAKE_SCORE = "fake_score"  # in the folder of a whole generator that of its fake score
 FROM_BASE = "base"
 
 
@@ -34,6 +37,28 @@ def cold_start_files(cold_start: str, fake_score: str | None) -> tuple[str, str 
         f"the fake score's cold start {' or '.join(map(str, files))} does not exist: give its file as model.cold_start_fake, or "
         f"{FROM_BASE!r} to start the fake score from the teacher (published checkpoints hold the generator only)"
     )
+
+
+def cold_start_folders(cold_start: str, fake_score: str | None) -> tuple[str, str | None]:
+    """As `cold_start_files`, of whole transformers: folders with a `transformer/`, as stage 1 writes them where all of it trains.
+
+    Raises UserError for a folder without one.
+    """
+    beside = str(Path(cold_start) / WHOLE_FAKE_SCORE)
+    folders = [cold_start] if fake_score == FROM_BASE else [cold_start, fake_score or beside]
+    for option, folder in zip(("model.cold_start", "model.cold_start_fake"), folders, strict=False):
+        require(
+            (Path(folder) / "transformer").is_dir(),
+            f"{option}: {folder} has no folder transformer, which model.trainable=full starts from; its stage 1 writes one "
+            f"(adapters are model.trainable=lora's; {FROM_BASE!r} starts the fake score from the teacher)",
+        )
+    return cold_start, None if fake_score == FROM_BASE else folders[-1]
+
+
+COLD_STARTS: dict[Trainable, Callable[[str, str | None], tuple[str, str | None]]] = {
+    "lora": cold_start_files,
+    "full": cold_start_folders,
+}
 
 
 def check_groups(images_per_prompt: int, micro_batches: int) -> None:

@@ -59,7 +59,7 @@ class DiffusionNFTModule(FewStepModule):
         ema: how the generator's average follows it; by default one move per epoch.
         micro_batch_size: samples of one forward pass on one process, null: all that it has of a batch. Gradients add up: the
             update is the same, its activations are smaller.
-        offload: which of text_encoders, vae and rewards lie in CPU memory between the phases that use them; null: none.
+        offload: which of text_encoders, vae, rewards and base lie in CPU memory while they are not used; null: none.
         seed: of all noise and of every random choice (linked from `seed_everything`).
         compile: `blocks` compiles the transformer's blocks (the first steps take minutes); null compiles nothing.
     """

@@ -5,7 +5,7 @@ from typing import Literal
 
 from rtdmd_lightning.utils.errors import require
 
-Offload = Literal["text_encoders", "vae", "rewards"]
+Offload = Literal["text_encoders", "vae", "rewards", "base"]
 
 REWARDS = "rewards"
 
@@ -18,7 +18,8 @@ class MemorySettings:
         process's micro-batches and are synchronised once: the update is that of the whole batch.
     offload: parts that lie in CPU memory between the phases that use them: `text_encoders` are on the device while the prompts of
         a step are embedded, the `vae` while a step is rolled out and while rewards are back-propagated, each of the `rewards`
-        while it scores the epoch's images, which wait for it on the CPU (3 MiB each at 512 pixels, 12 MiB at 1024).
+        while it scores the epoch's images, which wait for it on the CPU (3 MiB each at 512 pixels, 12 MiB at 1024), and each
+        weight of a quantised `base` for the length of a product: every pass copies the whole base.
     """
 
     micro_batch_size: int | None = None

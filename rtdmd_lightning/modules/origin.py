@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Set
 from pathlib import Path
 
-from rtdmd_lightning.roles.lora import LoraSettings
 from rtdmd_lightning.utils.errors import UserError
 from rtdmd_lightning.utils.files import content_digest
 
@@ -11,13 +10,13 @@ ORIGIN_KEY = "origin"
 Origin = dict[str, str]
 
 
-def origin(module: str, lora: LoraSettings, frozen_adapters: Mapping[str, str], base: Mapping[str, str]) -> Origin:
-    """The class that is trained, the shape of its adapters, and a digest of each file that lies frozen under them.
+def origin(module: str, shape: Mapping[str, str], beneath: Mapping[str, str], base: Mapping[str, str]) -> Origin:
+    """The class that is trained, the shape of what it trains, and a digest of each file or folder that lies beneath that.
 
     `base` is what tells the frozen base, see `Backbone.base_identity`.
     """
-    digests = {name: content_digest(Path(path)) for name, path in frozen_adapters.items()}
-    return {"module": module, "LoRA": f"rank {lora.rank}, alpha {lora.alpha}", **base, **digests}
+    digests = {name: content_digest(Path(path)) for name, path in beneath.items()}
+    return {"module": module, **shape, **base, **digests}
 
 
 def check_origin(checkpoint: Path, found: Origin | None, wanted: Origin) -> None:
@@ -37,7 +36,7 @@ def check_origin(checkpoint: Path, found: Origin | None, wanted: Origin) -> None
 
 
 def check_keys(found: Set[str], wanted: Set[str]) -> None:
-    """Raises UserError for a checkpoint whose adapters' keys are not those of the run."""
+    """Raises UserError for a checkpoint whose keys are not those of the run."""
     if differing := wanted ^ found:
         raise UserError(
             f"the checkpoint does not fit this model: {len(differing)} of {len(wanted)} keys differ, e.g. {min(differing)!r}"

@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Sin
 from torch.distributed import is_torchelastic_launched
 
 from rtdmd_lightning.data.stream import samples_per_pass
+from rtdmd_lightning.models.placement import BASE
 from rtdmd_lightning.modules.origin import ORIGIN_KEY, check_origin
 from rtdmd_lightning.modules.strategies import FSDP2
 from rtdmd_lightning.modules.training import SHARDED_KEY, FewStepModule
@@ -80,7 +81,12 @@ def check_strategy(trainer: Trainer) -> None:
 
 
 def check_quantization(trainer: Trainer, module: FewStepModule) -> None:
-    """FSDP2 would cut the rows of a weight apart from their scales."""
+    """FSDP2 would cut the rows of a weight apart from their scales; a base that is not quantised cannot be offloaded."""
+    require(
+        BASE not in module.memory.offload or module.backbone.quantization != "none",
+        "model.offload names the base, which has to be quantised for that: give --model.backbone.quantization=nf4 or int8, or "
+        "leave it out of model.offload",
+    )
     require(
         module.backbone.quantization == "none" or not isinstance(trainer.strategy, FSDP2),
         f"model.backbone.quantization {module.backbone.quantization} does not go with FSDP2, which shards whole weights: give "

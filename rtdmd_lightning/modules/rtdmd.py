@@ -36,12 +36,13 @@ from rtdmd_lightning.losses import (
 )  # fmt: skip
 from rtdmd_lightning.models.base import DTYPES, Backbone
 from rtdmd_lightning.models.placement import VAE
-from rtdmd_lightning.modules.cold_start import FROM_BASE, check_reinforcement, cold_start_files
+from rtdmd_lightning.modules.cold_start import COLD_STARTS, FROM_BASE, check_reinforcement
 from rtdmd_lightning.modules.explorer import Explorer, Listener
 from rtdmd_lightning.modules.memory import MemorySettings, Offload
 from rtdmd_lightning.modules.notes import Notes, on_host
 from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings
 from rtdmd_lightning.modules.ratio import FirstRatio
+from rtdmd_lightning.modules.trainable import Trainable
 from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.rewards.mixture import RewardMixture
 from rtdmd_lightning.roles.compiling import Compile
@@ -59,8 +60,7 @@ class RTDMDModule(FewStepModule):
         batch_size: samples of one micro-batch, over all processes.
         guidance_scale: the teacher's range; one value per generator update.
         rewards: what to reinforce, with their weights.
-        cold_start: the result of stage 1: its folder, with the files of generator and fake score (`cold_start_files` says which),
-            or the generator's file alone.
+        cold_start: the result of stage 1: its folder (`cold_start.py` says which files are read), or the generator's file alone.
         cold_start_fake: the fake score's file where it is not in that folder; `base` starts it from the teacher.
         images_per_prompt: K, the size of a group whose rewards are compared.
         micro_batches: batches of `batch_size` samples in an epoch.
@@ -76,9 +76,10 @@ class RTDMDModule(FewStepModule):
         ema: how the generator's average follows it; by default one move per micro-batch (METHOD section 4, item 6).
         micro_batch_size: samples of one forward pass on one process, null: all that it has of a batch. Gradients add up: the
             update is the same, its activations are smaller.
-        offload: which of text_encoders, vae and rewards lie in CPU memory between the phases that use them; null: none.
+        offload: which of text_encoders, vae, rewards and base lie in CPU memory while they are not used; null: none.
         seed: of all noise and of every random choice (linked from `seed_everything`).
         compile: `blocks` compiles the transformer's blocks (the first steps take minutes); null compiles nothing.
+        trainable: `lora`, or `full`: generator and fake score are whole transformers of their own (roles/README.md).
     """
 
     def __init__(
@@ -111,14 +112,16 @@ class RTDMDModule(FewStepModule):
         offload: list[Offload] | None = None,
         seed: int = 0,
         compile: Compile | None = None,
+        trainable: Trainable = "lora",
     ) -> None:
         check_reinforcement(policy, final_step, sampler, rewards, images_per_prompt, micro_batches)
         needs_fake = final_step.matching_weight > 0
         optimizers = {GENERATOR: generator_optimizer} | ({FAKE_SCORE: fake_optimizer} if needs_fake else {})
         memory = MemorySettings(micro_batch_size, tuple(offload or ()))
         super().__init__(
-            backbone, batch_size, memory, optimizers, sampler, lora, initial_adapter, ema, micro_batches, seed, compile
-        )
+            backbone, batch_size, memory, optimizers, sampler, lora, initial_adapter, ema, micro_batches, seed, compile,
+            trainable=trainable,
+        )  # fmt: skip
         self.rewards, self.policy, self.final_step = rewards, policy, final_step
         self.cold_start, self.cold_start_fake = cold_start, cold_start_fake
         self.images_per_prompt, self.micro_batches, self.shuffle = images_per_prompt, micro_batches, shuffle
@@ -134,12 +137,14 @@ class RTDMDModule(FewStepModule):
         return self.micro_batches
 
     def frozen_adapters(self) -> dict[str, str]:
-        needs_fake = FAKE_SCORE in self.optimize.settings
-        generator, fake_score = cold_start_files(self.cold_start, self.cold_start_fake if needs_fake else FROM_BASE)
+        given = self.cold_start_fake if FAKE_SCORE in self.optimize.settings else FROM_BASE
+        generator, fake_score = COLD_STARTS[self.trainable](self.cold_start, given)
         return {COLD_START: generator} | ({COLD_START_FAKE: fake_score} if fake_score else {})
 
     def stacks(self) -> Stacks:
-        stacks = {GENERATOR: (COLD_START, GENERATOR), EMA: (COLD_START, EMA), COLD_START: (COLD_START,)}
+        stacks: dict[str, tuple[str, ...]] = {GENERATOR: (COLD_START, GENERATOR), EMA: (COLD_START, EMA)}
+        if self.trainable == "lora" or self.policy.kl_weight:  # of a whole transformer it would be one more
+            stacks[COLD_START] = (COLD_START,)
         if FAKE_SCORE not in self.optimize.settings:
             return stacks
         beneath = (COLD_START_FAKE,) if COLD_START_FAKE in self.frozen_adapters() else ()

@@ -25,7 +25,8 @@ from rtdmd_lightning.modules.notes import on_host
 from rtdmd_lightning.modules.optimization import EMASettings, OptimizerSettings, RoleOptimizers
 from rtdmd_lightning.modules.origin import ORIGIN_KEY, Origin, check_keys, origin
 from rtdmd_lightning.modules.strategies import FSDP2
-from rtdmd_lightning.roles import Adapter, at_settings, read
+from rtdmd_lightning.modules.trainable import Trainable, build_roles, check_whole, shape_of
+from rtdmd_lightning.roles import Adapter, read
 from rtdmd_lightning.roles.adapter import SCALE_KEY
 from rtdmd_lightning.roles.compiling import Compile, compile_blocks
 from rtdmd_lightning.roles.drawing import draw, roll_out
@@ -40,7 +41,7 @@ SHARDED_KEY = "saved_under_fsdp2"
 
 
 class FewStepModule(L.LightningModule, ABC):
-    """Trains a few-step generator as an adapter on a frozen base; an algorithm is a subclass with a `training_step`.
+    """Trains a few-step generator beside a frozen base; an algorithm is a subclass with a `training_step`.
 
     Args:
         backbone: which model family, from where.
@@ -56,6 +57,7 @@ class FewStepModule(L.LightningModule, ABC):
         ema_moves: how many moves of the average a training step has where `ema.moves` does not say.
         seed: of all noise and of every random choice.
         compile: `blocks` compiles the transformer's blocks; see `roles/compiling.py`.
+        trainable: `lora`, adapters on the base, or `full`, whole transformers beside it.
     """
 
     images_per_prompt: int = 1
@@ -78,9 +80,12 @@ class FewStepModule(L.LightningModule, ABC):
         seed: int,
         compile: Compile | None,
         sampler_name: SamplerName = "cps",
+        trainable: Trainable = "lora",
     ) -> None:
         super().__init__()
         require(batch_size >= 1, f"model.batch_size must be at least 1, not {batch_size}")
+        if trainable == "full":
+            check_whole(backbone, initial_adapter)
         self.automatic_optimization = False
         self.strict_loading = False  # `load_state_dict` checks the keys itself: the frozen base is in no checkpoint
         self.backbone, self.batch_size, self.seed = backbone, batch_size, seed
@@ -88,7 +93,7 @@ class FewStepModule(L.LightningModule, ABC):
         self.optimize = RoleOptimizers(self, optimizers)
         self.sampler_settings, self.sampler_name = sampler, sampler_name
         self.is_compiled = compile == "blocks"
-        self.lora, self.initial_adapter = lora, initial_adapter
+        self.trainable, self.lora, self.initial_adapter = trainable, lora, initial_adapter
         self.ema, self.ema_moves = ema, ema.moves or ema_moves
         self.roles: Roles
         self.sampler: Sampler
@@ -106,7 +111,8 @@ class FewStepModule(L.LightningModule, ABC):
         """The run's roles. What no stack names is not built."""
 
     def frozen_adapters(self) -> dict[str, str]:
-        """Adapters that lie frozen under the trained ones: adapter name to a file in any format that `roles.read` knows."""
+        """Adapters that lie frozen under the trained ones: adapter name to a file in any format that `roles.read` knows; of
+        whole transformers to a folder with the one that is started from."""
         return {}
 
     # Building -----------------------------------------------------------------------------------------------------------
@@ -115,7 +121,10 @@ class FewStepModule(L.LightningModule, ABC):
         """Raises UserError for what `configure_model` would refuse, as far as it can be told without reading weights."""
         self.backbone.check()
         self.backbone.sigmas(self.sampler_settings.steps)
-        self.frozen_adapters()
+        frozen = self.frozen_adapters()
+        if self.trainable == "full":
+            for folder in frozen.values():
+                self.backbone.check_transformer(folder)
         if TEACHER in self.stacks():
             self.backbone.check_teacher()
 
@@ -124,18 +133,9 @@ class FewStepModule(L.LightningModule, ABC):
         if "roles" in self._modules:
             return
         self.backbone.offloaded, self.backbone.encoded_at_once = self.memory.offload, self.micro_batch_size
-        frozen = {name: self.read_adapter(path) for name, path in self.frozen_adapters().items()}
-        initial = read(self.initial_adapter) if self.initial_adapter else None
-        if initial is not None:
-            initial = at_settings(initial, self.lora)  # a wrong file is told in a second
         strategy = None if self._trainer is None else self._trainer.strategy
-        self.roles = Roles(
-            self.backbone,
-            self.stacks(),
-            tuple(self.optimize.settings),
-            self.lora,
-            frozen,
-            initial,
+        self.roles = build_roles(
+            self,
             device=torch.device("cpu") if strategy is None else strategy.root_device,
             sharding=strategy.sharding() if isinstance(strategy, FSDP2) else None,
         )
@@ -229,10 +229,11 @@ class FewStepModule(L.LightningModule, ABC):
 
     def origin(self) -> Origin:
         """What a checkpoint must share with this run to be resumed by it."""
-        return origin(type(self).__name__, self.lora, self.frozen_adapters(), self.backbone.base_identity())
+        shape = shape_of(self.trainable, self.lora)
+        return origin(type(self).__name__, shape, self.frozen_adapters(), self.backbone.base_identity())
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """The new adapters only: the frozen base is in no checkpoint."""
+        """What is new only: the frozen base is in no checkpoint."""
         state = super().state_dict(*args, **kwargs)
         return {key: value for key, value in state.items() if any(f".{name}." in key for name in self.roles.own)}
 
@@ -242,4 +243,5 @@ class FewStepModule(L.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[ORIGIN_KEY], checkpoint[SHARDED_KEY] = self._origin, self.is_sharded
-        checkpoint[SCALE_KEY] = self.lora.scale  # no reader could tell it from the adapters
+        if self.trainable == "lora":
+            checkpoint[SCALE_KEY] = self.lora.scale  # no reader could tell it from the adapters

@@ -1,13 +1,13 @@
 """How a run fits one card, in words: its bytes, the switches, and the command to paste."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
 from rtdmd_lightning.planning.card import Advice
 from rtdmd_lightning.planning.estimate import GIB, HEADROOM, MemoryEstimate
-from rtdmd_lightning.planning.switches import Setup, options_of
+from rtdmd_lightning.planning.switches import Setup, brief_of, options_of
 from rtdmd_lightning.planning.tables import PARTS
 
 ONE_CARD = ("--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto")
@@ -49,6 +49,21 @@ def evaluation_options(setup: Setup, evaluates: bool) -> list[str]:
 def prices(advice: Advice) -> list[str]:
     """What each switch does to the time of an update."""
     return [f"{switch.name}: {switch.slowdown}" for switch in advice.switches]
+
+
+def cards_table(title: str, advices: Mapping[float, Advice]) -> str:
+    """Markdown's header and row of a run: GiB on each card, and what makes it fit."""
+    header = ["GiB", *(f"{card:g} GB" for card in advices)]
+    row = [title, *(_cell(advice) for advice in advices.values())]
+    lines = (" | ".join(header), " | ".join(["---"] * len(header)), " | ".join(row))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def _cell(advice: Advice) -> str:
+    size = f"{advice.estimate.total / GIB:.1f}"
+    if not advice.fits:
+        return f"no: {size}"
+    return ": ".join([size, *filter(None, [", ".join(brief_of(advice.setup, advice.switches))])])
 
 
 def too_large(title: str, card: float, advice: Advice) -> str:

@@ -1,7 +1,8 @@
 """The backward pass in Python: what torch's engine does, for a device that it cannot begin one on.
 
 The order is the engine's, so that as much memory is held at a time: of the nodes that have all their gradients, the one that was
-made last comes first; what a node has saved is let go when it has run.
+made last comes first; what a node has saved is let go when it has run. Only what training steps ask for is here: gradients of
+leaves, added to their `grad`. Hooks of tensors are not called.
 """
 
 import heapq
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-ALONE = 2  # users of a tensor or storage that this file alone has: one that asks, and the one that holds it
+ALONE = 2
+"""References to a tensor, or a storage, that one variable of this file alone has: the variable's, and that of who counts them."""
+
 Place = tuple[Any, int]
 """A node of the graph, and which of its gradients."""
 
@@ -24,7 +27,7 @@ class Saved:
     """A tensor that a node keeps for its backward pass."""
 
     used: list["Saved"] = []
-    """Those that the node which runs now has read."""
+    """Those that the node which runs now has read; torch's hooks leave no other place to note them."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor: Tensor | None = tensor
@@ -50,16 +53,12 @@ def walk_backward(
     inputs: Sequence[Tensor],
     allow_unreachable: bool,
     accumulate_grad: bool,
-) -> tuple[Tensor | None, ...]:
-    """Every node of the graph once, after all that use its output. Takes the arguments of torch's engine.
-
-    Leaves get their `grad`, unless some `inputs` are asked for, whose gradients are returned. Hooks of tensors are not called.
-    """
-    assert not create_graph, "no second derivatives here"
+) -> tuple[()]:
+    """Every node of the graph once, after all that use its output. Takes the arguments of torch's engine."""
+    assert accumulate_grad and not inputs and not create_graph, "backward() of plain gradients alone is known here"
     roots: list[Place] = [(output.grad_fn, output.output_nr) for output in outputs]
     waiting = _users([node for node, _ in roots])
     received: dict[Any, dict[int, Tensor]] = defaultdict(dict)
-    asked: dict[Place, Tensor | None] = {_place(tensor): None for tensor in inputs}
     for place, given in zip(roots, gradients, strict=True):
         _receive(received, place, given)
     ready: list[tuple[int, int, Any]] = []
@@ -69,9 +68,8 @@ def walk_backward(
         while ready:
             *_, node = heapq.heappop(ready)
             own = received.pop(node, {})
-            asked |= {(node, number): gradient for number, gradient in own.items() if (node, number) in asked}
-            if hasattr(node, "variable"):
-                if accumulate_grad and not inputs and own:
+            if hasattr(node, "variable"):  # a leaf's
+                if own:
                     _accumulate(node.variable, own[0])
                 continue
             sent = _run(node, own, retain_graph)
@@ -84,7 +82,7 @@ def walk_backward(
                 waiting[place[0]] -= 1
                 _queue(ready, place[0], waiting)
             own, gradient = {}, None  # let go before the next one runs
-    return tuple(asked.values())
+    return ()
 
 
 def _run(node: Any, own: dict[int, Tensor], retain_graph: bool) -> list[Tensor | None]:
@@ -101,15 +99,9 @@ def _run(node: Any, own: dict[int, Tensor], retain_graph: bool) -> list[Tensor |
 
 
 def _queue(ready: list[tuple[int, int, Any]], node: Any, waiting: dict[Any, int]) -> None:
+    """Put a node among the ready ones if it waits for nothing; those that were made later are numbered higher."""
     if not waiting[node]:
         heapq.heappush(ready, (-node._sequence_nr(), id(node), node))
-
-
-def _place(tensor: Tensor) -> Place:
-    """Where in the graph a tensor's gradient arrives."""
-    if tensor.grad_fn is not None:
-        return tensor.grad_fn, tensor.output_nr
-    return tensor.view_as(tensor).grad_fn.next_functions[0]  # type: ignore[union-attr]
 
 
 def _users(roots: Iterable[Any]) -> dict[Any, int]:
@@ -140,7 +132,7 @@ def _receive(received: dict[Any, dict[int, Tensor]], place: Place, gradient: Ten
     if before is None:
         received[node][number] = gradient
     elif sys.getrefcount(before) == ALONE and torch._C._storage_Use_Count(before.untyped_storage()._cdata) == ALONE:
-        received[node][number] = before.add_(gradient)  # nobody else has it
+        received[node][number] = before.add_(gradient)  # in place, as the engine does where nobody else has it
     else:
         received[node][number] = before + gradient
 

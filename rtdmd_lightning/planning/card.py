@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from torch.utils._pytree import tree_map
+
 from rtdmd_lightning.planning.estimate import MemoryEstimate, Trace
 from rtdmd_lightning.planning.switches import Setup, Switch, at_worst, changed, smaller
 
@@ -19,6 +21,7 @@ class Run:
     held_out: bytes of the rewards that an evaluation alone asks, by name.
     evaluates: does it draw images while it trains?
     trace: of the run with a setup; it takes a minute, so what was asked once is remembered.
+    least: the same with few blocks (`blocks.few`, the first), which is faster.
     """
 
     setup: Setup
@@ -27,16 +30,24 @@ class Run:
     held_out: Mapping[str, int]
     evaluates: bool
     trace: Callable[[Setup], Trace]
+    least: Callable[[Setup], Trace]
 
     def predicted(self, setup: Setup) -> MemoryEstimate:
-        """From the trace of one sample, its activations times the samples of a pass; of a whole batch, from its own."""
-        plain = replace(
-            self.setup,
-            micro_batch=setup.micro_batch and 1,
-            checkpointing=setup.checkpointing,
-            vae_checkpointing=setup.vae_checkpointing,
-        )
-        return at_worst(smaller(self.trace(plain), setup), setup, self.held_out)
+        """From a trace of one sample a pass, times the samples of a pass.
+
+        What autoencoder and rewards change is the difference of two traces with few blocks.
+        """
+        own = replace(self.setup, micro_batch=1, checkpointing=setup.checkpointing)
+        one = replace(own, vae_checkpointing=setup.vae_checkpointing, reward_dtype=setup.reward_dtype)
+        traced = self.trace(own)
+        if one != own:
+            traced = tree_map(lambda known, more, less: known + more - less, traced, self.least(one), self.least(own))
+        return at_worst(smaller(traced, setup, setup.micro_batch or self.batch), setup, self.held_out)
+
+    def at_least(self, setup: Setup) -> int:
+        """Bytes of base, adapters and optimizer with a setup, for which nothing new has to be traced."""
+        estimate = at_worst(smaller(self.trace(replace(self.setup, micro_batch=1)), setup, 1), setup)
+        return estimate.base + estimate.adapters + estimate.optimizer
 
     def traced(self, setup: Setup) -> MemoryEstimate:
         return at_worst(self.trace(setup), setup, self.held_out)
@@ -54,21 +65,30 @@ class Advice:
 
 def advise(run: Run, budget: int) -> Advice:
     """The cheapest switches by prediction, checked by a trace of the run with them; where it tells more, once more."""
+    plain = run.traced(run.setup)
+    if plain.total <= budget:
+        return Advice((), run.setup, plain, fits=True)
     excess = 0
+    while True:
+        advice = foresee(run, budget, excess)
+        estimate = run.traced(advice.setup)
+        if estimate.total <= budget or not advice.fits:
+            return replace(advice, estimate=estimate, fits=estimate.total <= budget)
+        excess = estimate.total - advice.estimate.total
+
+
+def foresee(run: Run, budget: int, excess: int = 0) -> Advice:
+    """The cheapest switches by prediction alone, if each needed so many more bytes than predicted."""
 
     def fits(setup: Setup) -> bool:
-        return run.predicted(setup).total + excess <= budget
+        return run.at_least(setup) <= budget and run.predicted(setup).total + excess <= budget
 
-    while True:
-        switches = cheapest(run.setup, run.switches, fits)
-        if switches is None:
-            least = changed(run.setup, run.switches)
-            return Advice(run.switches, least, run.traced(least), fits=False)
-        setup = largest_passes(changed(run.setup, switches), run.batch, fits)
-        estimate = run.traced(setup)
-        if estimate.total <= budget:
-            return Advice(switches, setup, estimate, fits=True)
-        excess = estimate.total - run.predicted(setup).total
+    switches = cheapest(run.setup, run.switches, fits)
+    if switches is None:
+        least = changed(run.setup, run.switches)
+        return Advice(run.switches, least, run.predicted(least), fits=False)
+    setup = largest_passes(changed(run.setup, switches), run.batch, fits)
+    return Advice(switches, setup, run.predicted(setup), fits=True)
 
 
 def cheapest(start: Setup, switches: Chosen, fits: Callable[[Setup], bool]) -> Chosen | None:

@@ -18,8 +18,13 @@ def place_cold_start(
 ) -> None:
     """Write one of the new adapters' rank, in the run's own format, and point the module to it; `make` makes its tensors.
 
-    A file for the generator, and for the fake score where it is trained and does not start from the base.
+    A file for the generator, and for the fake score where it is trained and does not start from the base. Where whole
+    transformers train, both start as the base does.
     """
+    if module.trainable == "full":
+        (folder / "transformer").mkdir()  # `source` does not look into it, and every start is as large
+        module.cold_start, module.cold_start_fake = str(folder), FROM_BASE
+        return
     bare = source.bare_transformer()
     with torch.device("meta"):
         lora.add_adapter(bare, GENERATOR, module.lora, module.backbone.lora_targets)

@@ -19,6 +19,7 @@ class Base(NamedTuple):
     """A frozen transformer's bytes: of all of it, of the largest of its sharded blocks, of what is in no block.
 
     weights, linear: those of the blocks' linear layers, which may be kept in few bits: how many, and their bytes.
+    widest: how many the largest of those layers has.
     """
 
     total: int
@@ -26,22 +27,24 @@ class Base(NamedTuple):
     outside: int
     weights: int = 0
     linear: int = 0
+    widest: int = 0
 
 
 class Trace(NamedTuple):
     """Bytes of one process's parts, and of what comes and goes in each phase beyond them.
 
-    bases: one frozen transformer, or the teacher's and the generator's own.
-    trained: the adapters of generator and fake score.
-    frozen: those of the EMA and, in stage 2, of the cold start.
+    bases: one frozen transformer, or the teacher's and the generator's own; where whole transformers train, that of every role.
+    trained: what an optimizer trains: the adapters of generator and fake score, or two of the bases.
+    adapters: all of them, also the EMA's and, in stage 2, the cold start's; none where whole transformers train.
     gradients: of one role, the only one that has any at a time.
     rewards, differentiable: networks of the rewards, by name; of those of them that are back-propagated.
     checkpointed, full: by phase, the most beyond what stays, with gradient checkpointing and without; gradients included.
+    embeddings: of prompts, those that are kept on the device for later.
     """
 
     bases: tuple[Base, ...]
     trained: int
-    frozen: int
+    adapters: int
     gradients: int
     vae: int
     text_encoders: int
@@ -49,6 +52,7 @@ class Trace(NamedTuple):
     differentiable: dict[str, int]
     checkpointed: dict[str, int]
     full: dict[str, int]
+    embeddings: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class MemoryEstimate:
     vae: int
     text_encoders: int
     rewards: int
+    embeddings: int = 0
 
     @property
     def total(self) -> int:
@@ -85,13 +90,14 @@ def one_base(trace: Trace, processes: int, *, checkpointing: bool) -> MemoryEsti
     buckets = trace.trained if processes > 1 else 0
     return MemoryEstimate(
         base=sum(base.total for base in trace.bases),
-        adapters=trace.trained + trace.frozen,
+        adapters=trace.adapters,
         gradients=trace.gradients + buckets,
         optimizer=MOMENTS * trace.trained,
         activations=_activations(trace, checkpointing),
         vae=trace.vae,
         text_encoders=trace.text_encoders,
         rewards=sum(trace.rewards.values()),
+        embeddings=trace.embeddings,
     )
 
 
@@ -99,13 +105,14 @@ def sharded(trace: Trace, processes: int, *, checkpointing: bool) -> MemoryEstim
     """This project under FSDP2: base, adapters, gradients and optimizer in equal parts, and the blocks gathered at a moment."""
     return MemoryEstimate(
         base=sum(_sharded(base, processes) for base in trace.bases),
-        adapters=(trace.trained + trace.frozen) // processes,
+        adapters=trace.adapters // processes,
         gradients=trace.gradients // processes,
         optimizer=MOMENTS * trace.trained // processes,
         activations=_activations(trace, checkpointing),
         vae=trace.vae,
         text_encoders=trace.text_encoders,
         rewards=sum(trace.rewards.values()),
+        embeddings=trace.embeddings,
     )
 
 

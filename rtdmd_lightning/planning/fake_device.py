@@ -38,8 +38,11 @@ class Unremembered(FakeTensorConverter):
 
 
 class ReadableFakeTensors(FakeTensorMode):
-    """Fake tensors hold no numbers. Where code reads one (is the loss finite?) it reads 1; where it asks which of them are not
-    zero, all numbers are, and nothing that is true or false (which rewards are not finite?)."""
+    """Fake tensors hold no numbers, so questions about them get a fixed answer.
+
+    Code that reads a number (is the loss finite?) reads 1, or true. Code that asks where a tensor is not zero is told: everywhere
+    (every sample has an advantage), and of truth values nowhere (no reward is not finite).
+    """
 
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
@@ -55,7 +58,7 @@ class ReadableFakeTensors(FakeTensorMode):
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
-attention = F.scaled_dot_product_attention  # torch's own
+attention = F.scaled_dot_product_attention  # torch's own, which `faked` replaces
 
 
 def _fused_attention(

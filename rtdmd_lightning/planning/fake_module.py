@@ -18,7 +18,7 @@ from rtdmd_lightning.planning.blocks import Kind
 from rtdmd_lightning.planning.cold_start import place_cold_start
 from rtdmd_lightning.planning.fake_device import FAKE_DEVICE, faked
 from rtdmd_lightning.planning.parts import PipelineConfigs, pipeline_configs
-from rtdmd_lightning.planning.rewards import stand_ins, tower_kinds
+from rtdmd_lightning.planning.rewards import check_known, stand_ins
 from rtdmd_lightning.planning.weightless import Weightless, block_kinds, weightless
 from rtdmd_lightning.roles import Adapter
 from rtdmd_lightning.roles.reading import from_state_dict
@@ -38,15 +38,15 @@ def known_shapes(module: FewStepModule) -> tuple[PipelineConfigs, Counter[Kind]]
             "RTDMDModule are known, with backbones that are a PipelineBackbone"
         )
     configs = pipeline_configs(module.backbone)
-    blocks = block_kinds(module.backbone, configs)
     if isinstance(module, RTDMDModule):
-        blocks += tower_kinds(module.rewards)
-    return configs, blocks
+        for reward in module.rewards.rewards.values():
+            check_known(reward)
+    return configs, block_kinds(module.backbone, configs)
 
 
 @contextmanager
 def fake_module(described: Planned, configs: PipelineConfigs, blocks: Counter[Kind]) -> Iterator[Planned]:
-    """A copy of a module that is not configured yet, configured, as if transformer and rewards had these blocks only.
+    """A copy of a module that is not configured yet, configured, as if its transformers had these blocks only.
 
     In the body tensors are fake; the embedding of the prompt "" is known. A cold start is made up: the user's own may not exist.
     """
@@ -62,7 +62,7 @@ def fake_module(described: Planned, configs: PipelineConfigs, blocks: Counter[Ki
         with faked():
             with FAKE_DEVICE:
                 if isinstance(module, RTDMDModule):
-                    module.rewards = stand_ins(module.rewards, blocks)
+                    module.rewards = stand_ins(module.rewards)
                 module.configure_model()
             module.to(FAKE_DEVICE)
             backbone.to(FAKE_DEVICE)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rtdmd_lightning.models.families import family_of
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.models.published import NAMES, published
+from rtdmd_lightning.planning.fake_device import unfaked
 from rtdmd_lightning.utils.errors import UserError
 
 SD3_ENCODERS = {"text_encoder": "clip_l_projected", "text_encoder_2": "clip_bigg_projected", "text_encoder_3": "t5_xxl"}
@@ -42,6 +43,7 @@ class PartConfig:
     class_name: str
     config: dict[str, Any]
 
+    @unfaked
     def build(self) -> nn.Module:
         """The part on the meta device: names, shapes, buffers, no numbers. Parameters are float32."""
         part_class = getattr(importlib.import_module(self.library), self.class_name)

@@ -1,20 +1,18 @@
 """Rewards without their weights, for tracing: what of them lies on the device, and what back-propagates to the pixels."""
 
-from collections import Counter
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
-from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
-from rtdmd_lightning.planning.blocks import Kind, kinds, thin
 from rtdmd_lightning.planning.parts import companion, materialise, parameter_bytes
 from rtdmd_lightning.rewards.base import Reward
 from rtdmd_lightning.rewards.clip_models import ClipLogitReward
 from rtdmd_lightning.rewards.mixture import RewardMixture
+from rtdmd_lightning.rewards.precision import in_precision
 from rtdmd_lightning.rewards.preprocess import centre_crop, resize_shorter_side
-from rtdmd_lightning.utils.errors import UserError
+from rtdmd_lightning.utils.errors import require
 
 TOWERS = {
     "clipscore": "tower_l",
@@ -34,19 +32,16 @@ OTHERS = {
 }
 """Bytes of the rewards that have no gradient. Their own scoring passes are not traced."""
 
-LAYERS = (CLIPEncoderLayer,)
-
 
 class StandIn(Reward):
     """A reward's CLIP of fake tensors, and a score that depends on its image embedding."""
 
-    def __init__(self, reward: Reward, blocks: Counter[Kind]) -> None:
-        self.name, self.differentiable = reward.name, reward.differentiable
+    def __init__(self, reward: Reward) -> None:
+        self.name, self.differentiable, self.dtype = reward.name, reward.differentiable, reward.dtype
+        check_known(reward)
         self.tower: CLIPModel | None = None
         if reward.name in TOWERS:
-            clip = _clip(reward)
-            thin(clip.vision_model.encoder, LAYERS, blocks)
-            self.tower = materialise(clip, torch.float32)
+            self.tower = materialise(_clip(reward), _dtype(reward))
 
     def networks(self) -> list[nn.Module]:
         return [self.tower] if self.tower is not None else []
@@ -55,42 +50,41 @@ class StandIn(Reward):
         return OTHERS[self.name] if self.tower is None else parameter_bytes(self.tower.parameters())
 
     def score(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
-        if self.tower is None:
+        tower = self.tower
+        if tower is None:
             return torch.zeros(len(images))
-        side = self.tower.config.vision_config.image_size
+        side = tower.config.vision_config.image_size
         with torch.autocast(images.device.type, enabled=False):
             pixels = centre_crop(resize_shorter_side(images, side), side)
-            return self.tower.get_image_features(pixel_values=pixels).pooler_output.mean(dim=-1)
+            features = in_precision(
+                lambda x: tower.get_image_features(pixel_values=x).pooler_output, pixels, _dtype(self)
+            )
+            return features.mean(dim=-1)
 
 
-def tower_kinds(rewards: RewardMixture) -> Counter[Kind]:
-    """How many layers their towers have, by kind; towers of a kind have equally many. Raises UserError for an unknown reward."""
-    found: Counter[Kind] = Counter()
-    for name, reward in rewards.rewards.items():
-        if name in TOWERS:
-            found |= kinds(_clip(reward).vision_model.encoder, LAYERS)
-        elif name not in OTHERS:
-            raise _unknown(name)
-    return found
+def check_known(reward: Reward) -> None:
+    """Raises UserError for a reward whose size is not known."""
+    require(
+        reward.name in TOWERS or reward.name in OTHERS,
+        f"nothing is known of the size of the reward {reward.name!r}: plan without it",
+    )
 
 
 def reward_bytes(reward: Reward) -> int:
     """Of a reward's networks. Raises UserError for an unknown one."""
-    if reward.name in TOWERS:
-        return parameter_bytes(_clip(reward).parameters())
-    if reward.name in OTHERS:
-        return OTHERS[reward.name]
-    raise _unknown(reward.name)
+    check_known(reward)
+    return parameter_bytes(_clip(reward).parameters(), _dtype(reward)) if reward.name in TOWERS else OTHERS[reward.name]
 
 
-def _unknown(name: str) -> UserError:
-    return UserError(f"nothing is known of the size of the reward {name!r}: plan without it")
-
-
-def stand_ins(rewards: RewardMixture, blocks: Counter[Kind]) -> RewardMixture:
-    """The mixture without weights, its towers with these layers; call it in the fake mode."""
-    towers: list[Reward] = [StandIn(reward, blocks) for reward in rewards.rewards.values()]
+def stand_ins(rewards: RewardMixture) -> RewardMixture:
+    """The mixture without weights; call it in the fake mode. Raises UserError for an unknown reward."""
+    towers: list[Reward] = [StandIn(reward) for reward in rewards.rewards.values()]
     return RewardMixture(towers, rewards.weights, rewards.differentiable)
+
+
+def _dtype(reward: Reward) -> torch.dtype:
+    """Of its CLIP."""
+    return torch.float32 if reward.dtype is None else reward.dtype
 
 
 def _clip(reward: Reward) -> CLIPModel:

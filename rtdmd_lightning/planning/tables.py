@@ -6,7 +6,7 @@ from rtdmd_lightning.planning.estimate import GIB, GPUS, HEADROOM, MemoryEstimat
 
 DDP, UNCHECKPOINTED, FSDP2, COPIES = "DDP", "DDP, no checkpointing", "FSDP2", "four copies, DDP"
 Columns = dict[str, MemoryEstimate]
-"""Of a run, by these names."""
+"""Of a run, by these names; without FSDP2 where the base is quantised."""
 
 PARTS = {
     "base": "frozen base",
@@ -16,10 +16,11 @@ PARTS = {
     "activations": "activations, at most",
     "vae": "VAE, float32",
     "rewards": "rewards",
+    "embeddings": "embeddings that are kept",
     "text_encoders": "text encoders",
 }
 MARKDOWN_HEADER = (
-    "| GiB | GPUs | frozen base | adapters, EMA, gradients, AdamW | VAE, rewards | text encoders | "
+    "| GiB | GPUs | frozen base | adapters, EMA, gradients, AdamW | VAE, rewards, embeddings | text encoders | "
     "activations: checkpointed, not | DDP: cached, not | FSDP2: cached, not | four copies: cached, not |"
 )
 
@@ -61,6 +62,8 @@ def markdown(title: str, columns: Columns, processes: int) -> str:
         return ", ".join(f"{size / GIB:.1f}" for size in sizes)
 
     def sums(name: str) -> str:
+        if name not in columns:
+            return "-"
         sizes = (columns[name].with_cached_prompts, columns[name].total)
         return ", ".join(f"{gib(size)} ({MemoryEstimate.fits(size)})" for size in sizes)
 
@@ -70,7 +73,7 @@ def markdown(title: str, columns: Columns, processes: int) -> str:
         str(processes),
         gib(ours.base),
         gib(ours.adapters + ours.gradients + ours.optimizer),
-        gib(ours.vae + ours.rewards),
+        gib(ours.vae + ours.rewards + ours.embeddings),
         gib(ours.text_encoders),
         gib(ours.activations, columns[UNCHECKPOINTED].activations),
         *(sums(name) for name in (DDP, FSDP2, COPIES)),

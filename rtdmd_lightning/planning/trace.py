@@ -13,7 +13,9 @@ from lightning.pytorch.plugins import MixedPrecision
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from rtdmd_lightning.data.embeddings import MEBIBYTE
 from rtdmd_lightning.data.stream import samples_per_pass
+from rtdmd_lightning.models.frozen_linear import FrozenLinear
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.modules import ACDMDModule, RTDMDModule
 from rtdmd_lightning.modules.training import FewStepModule
@@ -24,6 +26,7 @@ from rtdmd_lightning.planning.fake_module import fake_module, known_shapes
 from rtdmd_lightning.planning.parts import PipelineConfigs, parameter_bytes
 from rtdmd_lightning.planning.phases import (
     EVALUATION,
+    ROLLOUT,
     WITHOUT_GRADIENT,
     cold_start_phases,
     evaluate,
@@ -66,7 +69,7 @@ def _weigh(
 ) -> tuple[dict[str, int], dict[str, int]]:
     """By phase the peak beyond what was there before the first: with gradient checkpointing, and without."""
     local = samples_per_pass(module.batch_size, trainer.world_size, module.micro_batch_size)
-    tracker = AllocationTracker()
+    tracker = AllocationTracker(FAKE_DEVICE)
     tracker.hold(
         tensor for network in _networks(module, backbone) for tensor in (*network.parameters(), *network.buffers())
     )
@@ -89,9 +92,12 @@ def _weigh(
         def peaks_of_steps() -> dict[str, int]:
             return {name: peak(name) for name in phases if name not in WITHOUT_GRADIENT}
 
-        if images is not None:
+        rolls_out_images = isinstance(module, RTDMDModule) and images == local
+        if images is not None and not rolls_out_images:
             phases[EVALUATION] = partial(evaluate, module, images)
         either_way = {name: peak(name) for name in phases if name in WITHOUT_GRADIENT}
+        if rolls_out_images:  # and keeps their states and log-probabilities besides
+            either_way[EVALUATION] = either_way[ROLLOUT]
         for base in module.roles.bases:
             base.enable_gradient_checkpointing()  # type: ignore[operator]
         checkpointed = peaks_of_steps()
@@ -122,7 +128,7 @@ def _assemble(
     return Trace(
         bases=tuple(_base(base, backbone.block_classes) for base in module.roles.bases),
         trained=parameter_bytes(trained),
-        frozen=parameter_bytes(adapters) - parameter_bytes(trained),
+        adapters=parameter_bytes(adapters),
         gradients=parameter_bytes(module.roles.parameters_of(GENERATOR)),
         vae=parameter_bytes(backbone.loaded.vae.parameters()),
         text_encoders=text_encoders,
@@ -130,6 +136,7 @@ def _assemble(
         differentiable={} if mixture is None else {name: sizes[name] for name in mixture.differentiable},
         checkpointed=checkpointed,
         full=full,
+        embeddings=backbone.embeddings_on_device * MEBIBYTE,
     )
 
 
@@ -139,11 +146,24 @@ def _base(transformer: nn.Module, blocks: tuple[type[nn.Module], ...]) -> Base:
 
     found = [module for module in transformer.modules() if isinstance(module, blocks)]
     sizes = [frozen(block) for block in found]
-    linear = [
-        layer.get_parameter("weight")
+    layers = [
+        layer
         for block in found
         for path, layer in block.named_modules()
-        if isinstance(layer, nn.Linear) and ".lora_" not in path and not isinstance(layer, BaseTunerLayer)
+        if isinstance(layer, nn.Linear | FrozenLinear)
+        and ".lora_" not in path
+        and not isinstance(layer, BaseTunerLayer)
     ]
-    weights = sum(weight.numel() for weight in linear)
-    return Base(frozen(transformer), max(sizes), frozen(transformer) - sum(sizes), weights, parameter_bytes(linear))
+    weights = [layer.in_features * layer.out_features for layer in layers]
+    return Base(
+        total=frozen(transformer),
+        largest_block=max(sizes),
+        outside=frozen(transformer) - sum(sizes),
+        weights=sum(weights),
+        linear=sum(map(_bytes_of_weight, layers)),
+        widest=max(weights),
+    )
+
+
+def _bytes_of_weight(layer: nn.Linear | FrozenLinear) -> int:
+    return parameter_bytes([layer.packed, layer.scale] if isinstance(layer, FrozenLinear) else [layer.weight])

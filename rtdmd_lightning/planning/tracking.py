@@ -17,17 +17,21 @@ class AllocationTracker(TorchDispatchMode):
 
     `current` falls when a storage is let go, also outside of the mode; `peak` is the highest `current` since `restart`. What a
     kernel uses inside itself is not seen.
+
+    Args:
+        device: whose bytes are counted; None: of all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
         super().__init__()
+        self.device = device
         self.current = self.peak = 0
         self._known: set[int] = set()
 
     def hold(self, tensors: Iterable[Tensor]) -> None:
         """Count what was made before."""
         for tensor in tensors:
-            self._count(tensor.untyped_storage())
+            self._count(tensor)
 
     def restart(self) -> None:
         """Let `peak` begin anew at what is held now."""
@@ -38,12 +42,13 @@ class AllocationTracker(TorchDispatchMode):
         if func is not ASKS_FOR_METADATA:
             for value in tree_iter(result):
                 if isinstance(value, Tensor):
-                    self._count(value.untyped_storage())
+                    self._count(value)
         return result
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
-        if key in self._known or not size:
+        if key in self._known or not size or self.device not in (None, tensor.device):
             return
         self._known.add(key)
         self.current += size

@@ -20,13 +20,15 @@ class Reward(ABC):
 
     `name` keys it in logs and results; `differentiable` says whether the score carries a gradient to the pixels; `offloaded`
     whether its networks lie in CPU memory while it does not score; `reported_scale` is what tables multiply the score by, where
-    the published figures are on another scale.
+    the published figures are on another scale. `dtype` is that of its networks where it may be chosen, until they are loaded;
+    None where it may not.
     """
 
     name: str
     differentiable: bool
     reported_scale: float = 1.0
     offloaded: bool = False
+    dtype: torch.dtype | None = None
     _loaded: bool = False
     _home: Offloaded | None = None
 

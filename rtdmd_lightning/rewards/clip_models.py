@@ -98,6 +98,7 @@ class ClipLogitReward(Reward):
     published_processor: str
     divisor: float
     differentiable = True
+    dtype: torch.dtype
 
     def __init__(self, weights: str | None, processor: str | None, resize: Resize, dtype: TowerDtype) -> None:
         known = get_args(Resize)

@@ -33,6 +33,7 @@ class HPSv2Reward(Reward):
 
     name = "hpsv2"
     differentiable = True
+    dtype: torch.dtype
 
     def __init__(
         self, weights: str | None = None, architecture: str = ARCHITECTURE, dtype: TowerDtype = "float32"

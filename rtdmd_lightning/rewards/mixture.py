@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rtdmd_lightning.rewards.base import Reward
+from rtdmd_lightning.rewards.precision import TowerDtype, tower_dtype
 from rtdmd_lightning.rewards.registry import check_reward
 from rtdmd_lightning.utils.errors import UserError, require
 
@@ -34,13 +35,18 @@ class RewardMixture:
         weights: one per reward, by name. A reward of weight 0 is scored and logged, but not trained on.
         back_propagated: names of the rewards whose gradient is taken; each must be differentiable and have a weight other than
             0. By default clipscore, pickscore and hpsv2, those of them for which that holds (METHOD section 5.1).
+        dtype: of the networks of all rewards that have an option `dtype`, in place of their own; null: each one's own.
 
-    Raises UserError where names collide, where weights and rewards do not name the same, and for a reward that cannot be
-    back-propagated.
+    Raises UserError where names collide, where weights and rewards do not name the same, for a reward that cannot be
+    back-propagated, and for a dtype where no reward has one to choose.
     """
 
     def __init__(
-        self, rewards: list[Reward], weights: dict[str, float], back_propagated: list[str] | None = None
+        self,
+        rewards: list[Reward],
+        weights: dict[str, float],
+        back_propagated: list[str] | None = None,
+        dtype: TowerDtype | None = None,
     ) -> None:
         for reward in rewards:
             check_reward(reward)
@@ -52,6 +58,23 @@ class RewardMixture:
         self.rewards = {reward.name: reward for reward in rewards}
         self.weights = weights
         self.differentiable = _back_propagated(self.rewards, weights, back_propagated)
+        self.dtype = dtype
+        if dtype is not None:
+            self._choose_dtype(dtype)
+
+    @property
+    def of_any_dtype(self) -> list[Reward]:
+        """Those whose networks may be in half precision."""
+        return [reward for reward in self.rewards.values() if reward.dtype is not None]
+
+    def _choose_dtype(self, dtype: TowerDtype) -> None:
+        require(
+            bool(self.of_any_dtype),
+            f"model.rewards.dtype is {dtype}, but the dtype of none of the rewards {sorted(self.rewards)} can be chosen: leave "
+            "it out",
+        )
+        for reward in self.of_any_dtype:
+            reward.dtype = tower_dtype("model.rewards", dtype)
 
     def to(self, device: torch.device) -> None:
         """Load the rewards' weights unless that is done, and move them."""

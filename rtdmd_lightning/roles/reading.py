@@ -102,6 +102,11 @@ def _locate(path: Path) -> Path:
         for name in (PEFT_CONFIG, f"{AUTHORS_FOLDER}/{PEFT_CONFIG}", PUBLISHED, DIFFUSERS):
             if (path / name).is_file():
                 return path / name
+        require(
+            not (path / "transformer/config.json").is_file(),
+            f"{path} holds a whole transformer, not an adapter: draw with it as the backbone's transformer_from, and go on from "
+            "it in stage 2 with --model.trainable=full",
+        )
         raise UserError(
             f"the adapter folder {path} holds none of {PEFT_CONFIG}, {AUTHORS_FOLDER}/{PEFT_CONFIG}, {DIFFUSERS} and "
             f"{PUBLISHED} (a distributed checkpoint cannot be read: train with save_distributed_checkpoint=false)"

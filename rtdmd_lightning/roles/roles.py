@@ -1,5 +1,6 @@
-"""Generator, fake score, teacher and average as roles on one frozen base: built, evaluated, read out."""
+"""Generator, fake score, teacher and average: what is asked of the roles of a run, however their weights are kept."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -8,13 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from rtdmd_lightning.models.base import Backbone
-from rtdmd_lightning.models.broadcast import WeightBroadcast, reads_weights
-from rtdmd_lightning.models.quantization import check_device, quantize
-from rtdmd_lightning.roles import lora
-from rtdmd_lightning.roles.adapter import Adapter
-from rtdmd_lightning.roles.apply import inject
-from rtdmd_lightning.roles.lora import AdapterRoles, LoraSettings
-from rtdmd_lightning.roles.sharding import Sharding, shard
 from rtdmd_lightning.sampling.structures import Conditioning
 
 GENERATOR, FAKE_SCORE, TEACHER, EMA = "generator", "fake_score", "teacher", "generator_ema"
@@ -23,93 +17,48 @@ COLD_START, COLD_START_FAKE = "cold_start", "cold_start_fake_score"
 CPU = torch.device("cpu")
 
 Stacks = Mapping[str, tuple[str, ...]]
-"""By role the adapters that are active together in it; `()` is the bare base."""
+"""By role what is put on the base in it, the lowest first; `()` is the bare base."""
 
 
-class Roles(nn.Module):
-    """Who runs on which base with which adapters.
-
-    An adapter has the name of the role that it was made for. Those in `frozen` are given; the others are new. New ones that
-    are not trained (the average; in some algorithms an old policy) follow the generator and start as its copy.
+class Roles(nn.Module, ABC):
+    """Who runs with which weights: adapters on one base (`LoraRoles`), or transformers of their own (`WholeRoles`).
 
     Args:
-        backbone: its weights are read here.
+        backbone: the model family.
         stacks: the run's roles. What no stack names is not built.
-        trained: the adapters that an optimizer trains.
-        settings: shape of the new adapters.
-        frozen: adapters that lie frozen under the new ones, by name.
-        initial: what the generator starts from instead of the base; of the settings' rank and alpha.
-        device: where the bases' weights go, in a group of processes of which one reads them (`models/broadcast.py`), and where
-            they are quantised.
-        sharding: how FSDP2 shards the bases, block by block; without it they stay whole.
+        trained: the roles that an optimizer trains.
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        stacks: Stacks,
-        trained: Sequence[str],
-        settings: LoraSettings,
-        frozen: Mapping[str, Adapter],
-        initial: Adapter | None = None,
-        device: torch.device = CPU,
-        sharding: Sharding | None = None,
-    ) -> None:
+    own: tuple[str, ...]
+    """The roles whose weights are new, trained or averaged: all that a checkpoint holds."""
+
+    def __init__(self, backbone: Backbone, stacks: Stacks, trained: Sequence[str]) -> None:
         super().__init__()
         self.backbone = backbone
         self.stacks = dict(stacks)
         self.trained = tuple(trained)
-        self.frozen = dict(frozen)
-        check_device(backbone.quantization, device)
-        backbone.reads_weights = reads_weights()
-        self.transformer = backbone.load()
-        self.generator_base = backbone.load_generator_base()
-        bring = WeightBroadcast(self.bases, device)
-        self._home = {name: self.base_of(role) for role, stack in stacks.items() for name in stack}
-        for name, adapter in frozen.items():
-            inject(self._home[name], name, adapter)
-        self.own = tuple(name for name in self._home if name not in frozen)
-        """The new adapters: all that a checkpoint holds."""
-        for name in self.own:
-            lora.add_adapter(self._home[name], name, settings, backbone.lora_targets)
-        if initial is not None:
-            self._fill(GENERATOR, initial.state_dict(), source=initial.source)
-        for name in self.own:
-            if name not in self.trained:
-                self._fill(name, self.adapter_state_dict(GENERATOR), source=GENERATOR)
-        for base in self.bases:
-            if sharding is None:
-                if backbone.quantization != "none":
-                    quantize(base, backbone.quantization, backbone.block_classes, device, bring)
-                bring(base)
-            else:
-                assert backbone.quantization == "none", "what is quantised is not sharded"
-                shard(base, sharding, backbone.block_classes, bring)
-        self._of_adapter = {name: list(lora.adapter_parameters(self._home[name], name).values()) for name in self.own}
-        self._switch = AdapterRoles(nn.ModuleList(self.bases), stacks, trainable=self.trained)
 
     @property
+    @abstractmethod
     def bases(self) -> list[nn.Module]:
-        return [self.transformer] if self.generator_base is None else [self.transformer, self.generator_base]
+        """All transformers that there are."""
 
+    @abstractmethod
     def base_of(self, role: str) -> nn.Module:
-        """Teacher and fake score share a base; the generator's roles may have one of their own (METHOD section 4, FLUX.2)."""
-        if self.generator_base is None or role in (FAKE_SCORE, TEACHER):
-            return self.transformer
-        return self.generator_base
+        """The transformer that runs in a role."""
 
-    def parameters_of(self, adapter: str) -> list[nn.Parameter]:
-        """Of one of the new adapters."""
-        return self._of_adapter[adapter]
+    @abstractmethod
+    def parameters_of(self, name: str) -> list[nn.Parameter]:
+        """Of one of `own`."""
 
-    def adapter_state_dict(self, adapter: str) -> dict[str, Tensor]:
-        """A new adapter in METHOD section 5's format; where it is sharded, every rank must ask."""
-        return lora.adapter_state_dict(self._home[adapter], adapter)
+    @abstractmethod
+    def own_state_dict(self, name: str) -> dict[str, Tensor]:
+        """The weights of one of `own`, on the CPU; where they are sharded, every rank must ask."""
 
+    @abstractmethod
     def role(self, name: str) -> AbstractContextManager[None]:
-        """Run the body with a role's adapters. A loss is back-propagated inside the role that made it: gradient
-        checkpointing computes the forward pass again, with whatever adapters are active then."""
-        return self._switch.role(name)
+        """Run the body in a role. A loss is back-propagated inside the role that made it: gradient checkpointing computes the
+        forward pass again, with whatever adapters are active then."""
 
     def velocity(self, role: str, latents: Tensor, sigma: Tensor | float, conditioning: Conditioning) -> Tensor:
         """One forward pass in a role; `sigma` is a number or `[B]`."""
@@ -132,12 +81,9 @@ class Roles(nn.Module):
 
     @torch.no_grad()
     def move_average(self, kept: float, name: str = EMA) -> None:
-        """`average <- kept·average + (1 - kept)·generator`, over the adapter's parameters."""
+        """`average <- kept·average + (1 - kept)·generator`, over all that the generator trains."""
         for average, parameter in zip(self.parameters_of(name), self.parameters_of(GENERATOR), strict=True):
             average.lerp_(parameter, 1 - kept)
-
-    def _fill(self, adapter: str, state: Mapping[str, Tensor], source: str) -> None:
-        lora.load_adapter_state_dict(self._home[adapter], adapter, state, source)
 
 
 def _levels(sigma: Tensor | float, latents: Tensor) -> Tensor:

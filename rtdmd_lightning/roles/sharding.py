@@ -55,6 +55,13 @@ def _prefetch(units: list[FSDPModule], count: int) -> None:
         unit.set_modules_to_backward_prefetch(units[max(0, position - count) : position][::-1])
 
 
+def reshard(transformer: nn.Module) -> None:
+    """Free what is gathered of a transformer, so that its next pass sees its shards as they are now."""
+    for module in transformer.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 @contextmanager
 def gradient_sync_paused(transformers: Sequence[nn.Module]) -> Iterator[None]:
     """Backward passes of these sharded transformers add their gradients up locally instead of reducing them over the ranks."""

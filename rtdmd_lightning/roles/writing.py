@@ -6,7 +6,9 @@ To go on from an adapter, hand it to `model.initial_adapter` (or, in stage 2, to
 Every file appears under another name first, so that a reader never meets half of one.
 """
 
+import json
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,14 @@ import torch
 from diffusers import ModelMixin
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
+from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.roles.adapter import FOLDED_SCALE, SCALE_KEY, Adapter, LayerUpdate
 from rtdmd_lightning.roles.apply import check_fit
 from rtdmd_lightning.roles.reading import DIFFUSERS, PEFT_CONFIG, PEFT_WEIGHTS, PUBLISHED
 from rtdmd_lightning.utils.errors import UserError
-from rtdmd_lightning.utils.files import appearing_in
+from rtdmd_lightning.utils.files import appearing_in, write_text
 
 
 def write_published(adapter: Adapter, folder: Path, name: str = PUBLISHED) -> Path:
@@ -69,6 +72,20 @@ def write_merged(transformer: ModelMixin, folder: Path) -> Path:
     with appearing_in(folder) as partial:
         transformer.save_pretrained(partial)
     return folder / "config.json"
+
+
+def write_whole(state: Mapping[str, Tensor], config: Any, folder: Path, backbone: Backbone) -> Path:
+    """A transformer as the one part of its family's pipeline: `folder/transformer`, and an index that lists nothing else."""
+    with torch.device("meta"):
+        transformer = backbone.transformer_class.from_config(config)
+    transformer.load_state_dict(state, assign=True)
+    write_merged(transformer, folder / "transformer")
+    index = {
+        "_class_name": backbone.pipeline_class.__name__,
+        "transformer": ["diffusers", backbone.transformer_class.__name__],
+    }
+    write_text(json.dumps(index, indent=2) + "\n", folder / "model_index.json")
+    return folder / "model_index.json"
 
 
 def check_diffusers_reads_all(adapter: Adapter, folder: Path, skeleton: nn.Module) -> None:

@@ -21,13 +21,12 @@ class Offloaded:
 
     def __init__(self, networks: Sequence[nn.Module], device: torch.device) -> None:
         self.device = device
-        pinned = device.type != "cpu" and torch.accelerator.is_available()  # behind fake tensors there is none
         modules = [module for network in networks for module in network.modules()]
         self._tables: list[dict[str, Any]] = [
             table for module in modules for table in (module._parameters, module._buffers)
         ]
         self._uses = 0
-        self._replace(lambda tensor: _home(tensor, pinned))
+        self._replace(lambda tensor: home_of(tensor, device))
         self._homes = [dict(table) for table in self._tables]
 
     @contextmanager
@@ -58,7 +57,8 @@ class Offloaded:
                 table[name] = made[id(tensor)]
 
 
-def _home(tensor: Tensor, pinned: bool) -> Tensor:
-    """On the CPU. What is quantised is a tensor of another kind, which cannot be pinned."""
+def home_of(tensor: Tensor, device: torch.device) -> Tensor:
+    """In CPU memory, of what works on the device. What a library has quantised is of another kind, which cannot be pinned."""
     there = tensor.to("cpu")
+    pinned = device.type != "cpu" and torch.accelerator.is_available()  # behind fake tensors there is none
     return there.pin_memory() if pinned and type(tensor) in (Tensor, nn.Parameter) else there

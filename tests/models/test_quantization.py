@@ -10,6 +10,8 @@ from rtdmd_lightning.models.base import Backbone
 from rtdmd_lightning.models.frozen_linear import FrozenLinear, pack, unpack
 from rtdmd_lightning.models.quantization import check_device, quantize
 from rtdmd_lightning.modules import ACDMDModule
+from rtdmd_lightning.planning.fake_device import FAKE_DEVICE, faked
+from rtdmd_lightning.planning.tracking import AllocationTracker
 from rtdmd_lightning.roles.compiling import compile_blocks
 from rtdmd_lightning.roles.inference import InferenceModel
 from rtdmd_lightning.roles.lora import adapter_state_dict
@@ -131,6 +133,34 @@ def test_autograd_keeps_the_bits_alone(kind):
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         layer(x)
     assert {tensor.data_ptr() for tensor in kept} == {layer.packed.data_ptr(), layer.scale.data_ptr()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_offloaded_bits_stay_in_cpu_memory_and_work_on_the_device(kind):
+    with faked():
+        linear = nn.Linear(128, 96).requires_grad_(False)
+        layer = nn.Sequential(FrozenLinear(linear.to(FAKE_DEVICE), kind, offloaded=True)).to(FAKE_DEVICE)[0]
+        assert [bits.device for bits in (layer.packed, layer.scale)] == [CPU, CPU] and layer.bias.device == FAKE_DEVICE
+        x = torch.zeros(2, 128, device=FAKE_DEVICE, requires_grad=True)
+        with AllocationTracker(FAKE_DEVICE) as tracker:
+            y = layer(x)
+            assert tracker.current == 2 * 96 * 4  # autograd keeps what is in CPU memory
+            y.sum().backward()
+        assert y.device == x.grad.device == FAKE_DEVICE
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_offloaded_base_trains_the_same_adapters(kind, tiny_folder):
+    there, away = (
+        module_of(tiny_backbone(tiny_folder, quantization=kind, gradient_checkpointing=True), offload=offload)
+        for offload in (None, ["base"])
+    )
+    layers = [layer for layer in away.roles.transformer.modules() if isinstance(layer, FrozenLinear)]
+    assert layers and not any(isinstance(layer.packed, nn.Parameter) for layer in layers)
+    for role in (TEACHER, GENERATOR):
+        for one, other in zip(gradients(away, role), gradients(there, role), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert away.state_dict().keys() == there.state_dict().keys()
 
 
 @pytest.mark.parametrize("kind", KINDS)

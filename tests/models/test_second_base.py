@@ -120,3 +120,11 @@ def test_adapters_under_the_trained_ones_lie_in_the_base_of_their_roles(backbone
             first.roles.velocity(source, latents, LEVEL, conditioning),
         )
         torch.testing.assert_close(now, before, rtol=0, atol=1e-6, msg=role)
+
+
+def test_whole_transformers_start_from_them_too(backbone):
+    module = module_of(backbone, move_adapters=False, trainable="full")
+    distilled, base = backbone.load_generator_base(), backbone.load()
+    for role, start in ((GENERATOR, distilled), (EMA, distilled), (FAKE_SCORE, base), (TEACHER, base)):
+        pairs = zip(module.roles.base_of(role).parameters(), start.parameters(), strict=True)
+        assert all(torch.equal(*pair) for pair in pairs), role

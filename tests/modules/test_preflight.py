@@ -87,6 +87,7 @@ def cold_start(tiny_folder, tmp_path_factory):
             "model.backbone.quantization int8 does not go with FSDP2",
         ),
         (["--model.backbone.quantization=int3"], "int3"),
+        (["--model.offload=[base]"], "model.offload names the base"),
         (["--trainer.devices=3", *STRATEGIES["ddp"]], "4 / 3 = 1.33 samples per process"),
         (["--trainer.accelerator=abacus"], "abacus"),
         (["--trainer.strategy=abacus"], "abacus"),

@@ -8,7 +8,7 @@ from rtdmd_lightning.planning.estimate import GIB, Base, MemoryEstimate, Trace, 
 TRACE = Trace(
     bases=(Base(total=1000, largest_block=100, outside=40),),
     trained=80,
-    frozen=40,
+    adapters=120,
     gradients=40,
     vae=7,
     text_encoders=500,
@@ -24,6 +24,7 @@ def test_one_process():
     assert estimate == MemoryEstimate(1000, 120, 40, 160, 100, 7, 500, 3)
     assert estimate.total == 1930 and estimate.with_cached_prompts == 1430
     assert one_base(TRACE, 1, checkpointing=False).total == 1930 + 800
+    assert one_base(TRACE._replace(embeddings=5), 1, checkpointing=True).total == 1935
 
 
 def test_ddp_keeps_buckets_of_what_it_trains():

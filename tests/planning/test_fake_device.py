@@ -36,15 +36,12 @@ def test_gradients_are_those_of_torchs_engine(request):
     expected = leaves()
     for _ in range(2):  # the second time they are added
         loss_of(*expected).backward()
-    asked = torch.autograd.grad(loss_of(*expected), expected[1:])
     request.getfixturevalue("in_python")
     found = leaves()
     for _ in range(2):
         loss_of(*found).backward()
     for leaf, other in zip(found, expected, strict=True):
         assert leaf.grad is not None and torch.equal(leaf.grad, other.grad)
-    assert all(map(torch.equal, torch.autograd.grad(loss_of(*found), found[1:]), asked))
-    assert all(torch.equal(leaf.grad, other.grad) for leaf, other in zip(found, expected, strict=True))
 
 
 def test_as_much_is_held_as_by_torchs_engine(request):

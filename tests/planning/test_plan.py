@@ -4,7 +4,7 @@ import pytest
 
 from rtdmd_lightning import fit, plan
 from rtdmd_lightning.planning import tables
-from rtdmd_lightning.planning.estimate import MemoryEstimate
+from rtdmd_lightning.planning.estimate import Base, MemoryEstimate, Trace
 from rtdmd_lightning.planning.phases import GENERATOR_STEP, ROLLOUT
 from rtdmd_lightning.planning.trace import trace
 from rtdmd_lightning.utils.errors import UserError
@@ -28,6 +28,17 @@ def test_a_missing_folder_is_refused(tiny_folder, tmp_path):
     config = str(write_config(tmp_path, tiny_folder))
     with pytest.raises(UserError, match="/nowhere"):
         plan.plan(["--config", config, "--model.backbone.pretrained=/nowhere"])
+
+
+@pytest.mark.parametrize(("kind", "names"), [("none", NAMES), ("int8", (NAMES[0], NAMES[1], NAMES[3]))])
+def test_a_quantised_base_is_not_planned_under_fsdp2_which_refuses_it(kind, names, tiny_folder, tmp_path, monkeypatch):
+    traced = Trace((Base(1000, 100, 40),), 80, 40, 40, 7, 500, {}, {}, {ROLLOUT: 60}, {ROLLOUT: 60})
+    monkeypatch.setattr(plan, "trace", lambda *described: traced)
+    config = write_config(tmp_path, tiny_folder)
+    columns, processes = plan.plan([f"--config={config}", f"--model.backbone.quantization={kind}"])
+    assert tuple(columns) == names
+    tables.terminal("run", columns, processes)
+    assert ("| - |" in tables.markdown("run", columns, processes)) == (kind != "none")
 
 
 @pytest.mark.slow
@@ -57,7 +68,7 @@ def test_stage_2_without_the_matching_term_has_no_fake_score(monkeypatch):
     options = ["--model.final_step.matching_weight=0", "--model.cold_start_fake=/nowhere/fake_score.pt"]
     run = fit.parse(["--config=configs/rtdmd/tiny_sd3.yaml", *options, *plan.ANYWHERE])
     traced = trace(run.model, run.trainer)
-    assert (traced.trained, traced.frozen) == (traced.gradients, 2 * traced.gradients)
+    assert (traced.trained, traced.adapters) == (traced.gradients, 3 * traced.gradients)
     assert list(traced.checkpointed) == list(traced.full) == [ROLLOUT, GENERATOR_STEP]
 
 

@@ -23,6 +23,7 @@ from tests.support.tiny import REPOSITORY
 pytestmark = pytest.mark.slow
 
 TOLERANCE = 0.15
+WHOLE = "--config=configs/parts/full.yaml"
 QUIET = [
     "--trainer.max_steps=2",
     "--callbacks={}",
@@ -96,6 +97,15 @@ def weight(parameters) -> int:
             "--model.micro_batch_size=8",
             "--model.backbone.quantization=nf4",
         ],
+        ["--config=configs/cold_start/tiny_sd3.yaml", WHOLE, "--model.batch_size=8"],
+        [
+            "--config=configs/rtdmd/tiny_sd3.yaml",
+            WHOLE,
+            "--model.micro_batches=1",
+            "--model.batch_size=16",
+            "--model.cold_start=checkpoints/tiny-sd3",
+            "--model.cold_start_fake=checkpoints/tiny-sd3",
+        ],
     ],
     ids=[
         "cold_start",
@@ -104,24 +114,29 @@ def weight(parameters) -> int:
         "rtdmd in micro-batches",
         "cold_start in int8",
         "rtdmd in nf4 and micro-batches",
+        "cold_start of whole transformers",
+        "rtdmd of whole transformers",
     ],
 )
 def test_parts_are_the_real_ones_and_the_peak_is_within_15_percent(arguments, monkeypatch, tmp_path):
-    """The plan sees one and two of the four equal blocks, the run all of them."""
+    """The plan sees two and three of the four equal blocks, the run all of them. Only a GPU keeps embeddings."""
     monkeypatch.chdir(REPOSITORY)
+    arguments = [*arguments, "--model.backbone.embeddings_on_device=0"]
     measured, module = measure(arguments, tmp_path)
     columns, processes = plan.plan(arguments)
     estimate = columns[tables.UNCHECKPOINTED]
 
     trained = weight([*module.roles.parameters_of(GENERATOR), *module.roles.parameters_of(FAKE_SCORE)])
-    adapters = weight(parameter for path, parameter in module.roles.transformer.named_parameters() if ".lora_" in path)
+    weights = [named for base in module.roles.bases for named in base.named_parameters()]
+    adapters = weight(parameter for path, parameter in weights if ".lora_" in path)
     of_a_role = weight(module.roles.parameters_of(GENERATOR))
     pipeline = module.backbone.loaded
     assert processes == 1
-    assert estimate.base == weight(module.roles.transformer.parameters()) - adapters
+    assert estimate.base == weight(parameter for _, parameter in weights) - adapters
     assert (estimate.gradients, estimate.optimizer) == (of_a_role, MOMENTS * trained)
     # A cold start is planned as if it had the shape of the new adapters, whatever the shape of the one that there is.
-    assert estimate.adapters == (3 + len(module.frozen_adapters())) * of_a_role
+    count = 0 if WHOLE in arguments else 3 + len(module.frozen_adapters())
+    assert estimate.adapters == count * of_a_role
     assert estimate.vae == weight(pipeline.vae.parameters())
     assert estimate.text_encoders == weight(
         [*pipeline.text_encoder.parameters(), *pipeline.text_encoder_2.parameters()]

@@ -2,7 +2,7 @@
 
 import torch
 
-from rtdmd_lightning.planning.fake_device import faked
+from rtdmd_lightning.planning.fake_device import FAKE_DEVICE, faked
 from rtdmd_lightning.planning.tracking import AllocationTracker
 
 
@@ -40,6 +40,13 @@ def test_fake_tensors_are_counted_as_real_ones():
     real = peak()
     with faked():
         assert peak() == real > 2 * 64 * 64 * 4
+
+
+def test_of_one_device_alone():
+    with faked(), AllocationTracker(FAKE_DEVICE) as tracker:
+        there = torch.zeros(100, device=FAKE_DEVICE)
+        here = there.to("cpu")
+        assert here.device.type == "cpu" and tracker.current == 400
 
 
 def test_code_that_reads_a_fake_number_goes_on():

@@ -4,8 +4,11 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
+from rtdmd_lightning.rewards.aesthetic import AestheticReward
 from rtdmd_lightning.rewards.clipscore import ClipScoreReward
+from rtdmd_lightning.rewards.geneval import GenEvalReward
 from rtdmd_lightning.rewards.hpsv2 import HPSv2Reward
+from rtdmd_lightning.rewards.mixture import RewardMixture
 from rtdmd_lightning.rewards.pickscore import PickScoreReward
 from rtdmd_lightning.rewards.precision import in_precision
 from rtdmd_lightning.shapes.dataset import sample_pairs
@@ -77,3 +80,24 @@ def test_a_gradient_of_zero_stays_zero():
 def test_an_unknown_dtype_is_refused_before_weights_are_looked_for(reward):
     with pytest.raises(UserError, match="dtype must be one of"):
         reward(dtype="int4")
+
+
+def test_a_mixtures_dtype_is_that_of_every_reward_that_has_one_to_choose():
+    rewards = [ClipScoreReward(TINY_CLIP), HPSv2Reward(dtype="bfloat16"), GenEvalReward(), AestheticReward()]
+    mixture = RewardMixture(rewards, {reward.name: 1.0 for reward in rewards}, dtype="float16")
+    assert [reward.dtype for reward in rewards] == [torch.float16, torch.float16, None, None]
+    assert mixture.of_any_dtype == rewards[:2]
+    rewards[0].to(torch.device("cpu"))
+    assert rewards[0].networks()[0].visual_projection.weight.dtype == torch.float16
+
+
+def test_without_a_dtype_of_the_mixture_each_reward_has_its_own():
+    rewards = [ClipScoreReward(TINY_CLIP), HPSv2Reward(dtype="bfloat16")]
+    RewardMixture(rewards, {"clipscore": 1.0, "hpsv2": 1.0})
+    assert [reward.dtype for reward in rewards] == [torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize(("reward", "dtype"), [(AestheticReward, "float16"), (ClipScoreReward, "int4")])
+def test_a_mixtures_dtype_that_no_reward_can_have_is_refused(reward, dtype):
+    with pytest.raises(UserError, match=r"model\.rewards.*dtype"):
+        RewardMixture([reward()], {reward.name: 1.0}, dtype=dtype)

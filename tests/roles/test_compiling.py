@@ -11,6 +11,7 @@ from rtdmd_lightning.losses import total
 from rtdmd_lightning.modules import ACDMDModule
 from rtdmd_lightning.roles import compiling
 from rtdmd_lightning.roles.lora import LoraSettings
+from rtdmd_lightning.roles.lora_roles import LoraRoles
 from rtdmd_lightning.roles.roles import EMA, FAKE_SCORE, GENERATOR, Roles
 from rtdmd_lightning.roles.sharding import Sharding
 from rtdmd_lightning.utils.randomness import SampleRandom
@@ -123,7 +124,7 @@ def test_sharded_blocks_are_compiled_as_whole_ones(tiny_folder, process_group):
     def built(sharding: Sharding | None) -> Roles:
         backbone = tiny_backbone(tiny_folder)
         stacks, settings = {GENERATOR: (GENERATOR,)}, LoraSettings(rank=4, alpha=8)
-        roles = Roles(backbone, stacks, [GENERATOR], settings, {}, sharding=sharding)
+        roles = LoraRoles(backbone, stacks, [GENERATOR], settings, {}, sharding=sharding)
         draw = torch.Generator().manual_seed(0)
         for parameter in roles.parameters_of(GENERATOR):
             own = parameter.data.to_local() if isinstance(parameter, DTensor) else parameter.data

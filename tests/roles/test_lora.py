@@ -141,7 +141,7 @@ def test_initial_adapters_of_other_seeds_and_other_names_differ_in_every_layer(t
     first = tiny_module(tiny_folder, lora=lora.LoraSettings(rank=4, alpha=8, seed=0))
     second = tiny_module(tiny_folder, lora=lora.LoraSettings(rank=4, alpha=8, seed=1))
     drawn = [
-        [value for path, value in module.roles.adapter_state_dict(name).items() if ".lora_A." in path]
+        [value for path, value in module.roles.own_state_dict(name).items() if ".lora_A." in path]
         for module, name in ((first, GENERATOR), (second, GENERATOR), (first, FAKE_SCORE))
     ]
     for layers in zip(*drawn, strict=True):
