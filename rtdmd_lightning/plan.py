@@ -29,7 +29,6 @@ from rich.status import Status
 from rtdmd_lightning import fit
 from rtdmd_lightning.callbacks import RewardEvalCallback
 from rtdmd_lightning.data.stream import samples_per_pass
-from rtdmd_lightning.fitting.help import HELP, print_help
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.models.placement import BASE, TEXT_ENCODERS, VAE
 from rtdmd_lightning.modules import RTDMDModule
@@ -175,9 +174,6 @@ def main(arguments: list[str]) -> None:
     """Print the table of a run; with `--markdown` among the arguments, one row of Markdown below its header."""
     card, arguments = taken(arguments, CARD)
     options = [argument for argument in arguments if argument != MARKDOWN]
-    if any(argument in HELP for argument in options):
-        print_help(options, Console(), "rtdmd plan")
-        return
     in_markdown = len(options) < len(arguments)
     if card is not None:
         sizes = cards(card)
