@@ -66,7 +66,7 @@ MORE_OPTIONS = {
         "--print_config": "the whole configuration",
     },
     "plan": {
-        "--card GB": "the cheapest switches with which the run fits one card of so much memory (several, with --markdown: 12,16,24)",
+        "--card GB": "the cheapest switches with which the run fits one card of that size (with --markdown also 12,16,24)",
         "--markdown": "a row of Markdown in place of the table",
     },
 }
