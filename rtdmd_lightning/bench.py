@@ -1,12 +1,17 @@
-"""How fast and how large a run is: `python -m rtdmd_lightning.bench [--config X] [--options=[…]]` (`make bench`).
+"""How fast and how large a run is: `rtdmd bench [--config X] [--options=[…]]` (`make bench`).
 
 Trains a few real steps of a config through the real trainer and reads the run's own `time/…` logs, then draws batches with the
 few-step student. Evaluation, checkpoints and loggers are off. On a CPU memory is the process's high-water mark, which counts
 whatever the process did before: this wants a process of its own.
 
-`python -m rtdmd_lightning.bench --gpu [--minutes 9]` measures everything on an accelerator, without weights: see
+`rtdmd bench --gpu [--minutes 9]` measures everything on an accelerator, without weights: see
 `benchmarking/README.md`.
 """
+
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
+
+    before_imports("bench")
 
 import json
 import platform
@@ -144,11 +149,11 @@ def benchmark(
 
 def main(arguments: list[str]) -> None:
     if any(argument.partition("=")[0] == COUNTS for argument in arguments):
-        run_command(print_counts, "rtdmd_lightning.bench", arguments)
+        run_command(print_counts, arguments)
     elif GPU in arguments:
-        run_command(look, f"rtdmd_lightning.bench {GPU}", [argument for argument in arguments if argument != GPU])
+        run_command(look, [argument for argument in arguments if argument != GPU])
     else:
-        run_command(benchmark, "rtdmd_lightning.bench", arguments)
+        run_command(benchmark, arguments)
 
 
 if __name__ == "__main__":

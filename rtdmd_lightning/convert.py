@@ -1,14 +1,19 @@
 """Adapters from any format to any other, several of them as one, or merged into their base.
 
-    python -m rtdmd_lightning.convert --adapters cold_start/generator_ema.pt rtdmd/generator_ema.pt \\
+    rtdmd convert --adapters cold_start/generator_ema.pt rtdmd/generator_ema.pt \\
         --base stabilityai/stable-diffusion-3.5-medium --to diffusers --out my_adapter
 
 Several adapters are taken as a stack, in order (METHOD section 5): the result is one adapter whose rank is the sum of theirs.
 
-    python -m rtdmd_lightning.convert --inspect cold_start/generator_ema.pt
+    rtdmd convert --inspect cold_start/generator_ema.pt
 
 prints what a file is, and writes nothing.
 """
+
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
+
+    before_imports("convert")
 
 import sys
 from collections.abc import Sequence
@@ -88,16 +93,11 @@ def inspect(inspect: str, base: str | None = None) -> bool:
 def main(arguments: list[str]) -> None:
     """The command. With `--inspect` it exits with status 1 where a file matches no known model."""
     if any(argument.partition("=")[0] == "--inspect" for argument in arguments):
-        if not run_command(inspect, "rtdmd_lightning.convert", arguments):
+        if not run_command(inspect, arguments):
             sys.exit(1)
         return
-    parser = command_parser(
-        prog="python -m rtdmd_lightning.convert",
-        description="Convert adapters. To print what a file is instead: --inspect FILE [--base BASE].",
-    )
-    parser.add_argument(
-        "--adapters", nargs="+", type=str, required=True, help="files or folders, applied in this order"
-    )
+    parser = command_parser()
+    parser.add_argument("--adapters", nargs="+", type=str, required=True)
     parser.add_function_arguments(convert, skip={"adapters"})
     written = convert(**parser.parse_args(arguments).as_dict())
     print(f"written: {written}")

@@ -4,6 +4,11 @@ Interrupted, it goes on where it stopped. A stage whose config or options have c
 is stage 2: its recipe, beside each run in `recipe.json`, includes the cold start that it goes on from.
 """
 
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
+
+    before_imports("demo")
+
 import json
 import shutil
 import sys
@@ -138,4 +143,4 @@ def new_table(columns: list[str]) -> Table:
 
 if __name__ == "__main__":
     with readable_errors():
-        run_command(demo, "rtdmd_lightning.demo", sys.argv[1:])
+        run_command(demo, sys.argv[1:])

@@ -1,18 +1,23 @@
 """Which scorers work here, and what the others want:
 
-    python -m rtdmd_lightning.doctor [NAME ...] [--device cuda:1]
+    rtdmd doctor [NAME ...] [--device cuda:1]
 
 Every scorer is imported, its weights are looked for, and it scores one picture, `doctor.png`: a red ball under the words
 "HELLO 42". Nothing is downloaded: for what is missing the command that fetches it is shown. The exit status is 1 if any of the
 scorers asked for (by default all that have a name) does not work.
 """
 
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
+
+    before_imports("doctor")
+
 import contextlib
 import gc
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,26 +117,34 @@ def hub_cache_only() -> Iterator[None]:
         huggingface_hub.constants.HF_HUB_OFFLINE = before
 
 
-def main(arguments: list[str]) -> None:
-    """The command. Exits with status 1 where a scorer does not work."""
-    parser = command_parser(prog="python -m rtdmd_lightning.doctor", description="Examine scorers.")
-    parser.add_argument("names", nargs="*", type=str, help=f"of {', '.join(REWARDS)}, or class paths; all by default")
-    parser.add_argument("--device", type=str, help="to score on; by default an accelerator where there is one")
-    options = parser.parse_args(arguments)
-    device = process_device(options.device)
+def doctor(names: Sequence[str] = (), device: str | None = None) -> None:
+    """Examine scorers, print what was found. Exits with status 1 where one does not work.
+
+    Args:
+        names: of the shipped rewards, or class paths; by default all shipped ones.
+        device: to score on; by default an accelerator where there is one.
+    """
+    place = process_device(device)
     console = wide_console()
     diagnoses = []
     with hub_cache_only(), console.status("") as status:
-        for name in options.names or REWARDS:
-            status.update(f"{name} on {device}")
-            diagnoses.append(examine(name, device))
-            _free_memory(device)
-    console.print(_table(diagnoses, device))
+        for name in names or REWARDS:
+            status.update(f"{name} on {place}")
+            diagnoses.append(examine(name, place))
+            _free_memory(place)
+    console.print(_table(diagnoses, place))
     problems = (problem for diagnosis in diagnoses for problem in diagnosis.problems)
     for told in dict.fromkeys(re.sub(OF_THE_HUB, "", problem) for problem in problems):
         console.print(f"- {told}", soft_wrap=not console.is_terminal, markup=False, highlight=False)
     if any(diagnosis.problems for diagnosis in diagnoses):
         sys.exit(1)
+
+
+def main(arguments: list[str]) -> None:
+    parser = command_parser()
+    parser.add_argument("names", nargs="*", type=str)
+    parser.add_function_arguments(doctor, skip={"names"})
+    doctor(**parser.parse_args(arguments).as_dict())
 
 
 def _free_memory(device: torch.device) -> None:

@@ -1,7 +1,7 @@
 """Fill an embedding cache ahead of training, which then needs no text encoders in memory.
 
-    python -m rtdmd_lightning.embed --config configs/cold_start/sd35m.yaml --cache embeddings
-    python -m rtdmd_lightning.fit --config configs/cold_start/sd35m.yaml \\
+    rtdmd embed --config configs/cold_start/sd35m.yaml --cache embeddings
+    rtdmd fit --config configs/cold_start/sd35m.yaml \\
         --model.backbone.embedding_cache=embeddings --model.backbone.text_encoders=false
 
 It loads the text encoders and nothing else of the model. Prompts that are in the cache are left alone, so an interrupted run
@@ -9,8 +9,13 @@ goes on where it stopped; under `torchrun` every process takes its share. It say
 takes 2 to 13 MB, SD3.5 to FLUX.2-klein 9B), and refuses a disk without the room.
 Without a run's config, name model and prompts:
 
-    python -m rtdmd_lightning.embed --base MODEL --prompts '[prompts.txt]' --cache embeddings
+    rtdmd embed --base MODEL --prompts '[prompts.txt]' --cache embeddings
 """
+
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
+
+    before_imports("embed")
 
 import shutil
 import sys
@@ -139,4 +144,4 @@ def _cache_option(cache: str | None) -> list[str]:
 
 if __name__ == "__main__":
     with readable_errors():
-        run_command(embed, "rtdmd_lightning.embed", sys.argv[1:])
+        run_command(embed, sys.argv[1:])

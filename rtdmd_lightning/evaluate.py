@@ -1,10 +1,15 @@
-"""Compare models: `python -m rtdmd_lightning.evaluate --config configs/evaluate/tiny_sd3.yaml [--output=… --trainer.…]`.
+"""Compare models: `rtdmd evaluate --config configs/evaluate/tiny_sd3.yaml [--output=… --trainer.…]`.
 
 Every entry (a base, adapters, a sampler) draws every prompt set from noise that belongs to seed and prompt; the set's rewards
 score the images. Into the output folder go `images/`, `results.json`, `results.md`, `report.html` and, of every set, a picture
 `side_by_side_SET.png`. Images that are there are not drawn again. `--entries.NAME.steps=8` and the like override the config,
 `--resolution=512` the resolution of all entries; `--help` lists every option.
 """
+
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
+
+    before_imports("evaluate")
 
 import gc
 import sys
@@ -67,7 +72,7 @@ def parse(arguments: list[str]) -> tuple[Evaluation, Trainer, dict[str, Any]]:
 
     An entry without a guidance scale has the one that it is drawn with.
     """
-    parser = command_parser(prog="python -m rtdmd_lightning.evaluate", description=__doc__)
+    parser = command_parser()
     parser.add_argument("--config", action="config", help="YAML file; several are merged, the last one wins")
     parser.add_argument("--resolution", type=PositiveInt, help="pixels a side, in place of every backbone's own")
     products = "of float32 matrix products on an accelerator: 'high' is TF32 where the device has it"

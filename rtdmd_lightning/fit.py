@@ -1,8 +1,13 @@
-"""Train: `python -m rtdmd_lightning.fit --config configs/cold_start/tiny_sd3.yaml [--model.… --callbacks.… --trainer.…]`.
+"""Train: `rtdmd fit --config configs/cold_start/tiny_sd3.yaml [--model.… --callbacks.… --trainer.…]`.
 
 `--ckpt_path PATH` resumes, `--ckpt_path last` wherever this run was cut off (or begins it). `--help` lists the options, with a
 config those of its classes too; `--trainer.help` lists Lightning's. `--print_config` prints the whole configuration.
 """
+
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
+
+    before_imports("fit")
 
 import sys
 import tempfile
@@ -15,7 +20,6 @@ from typing import TYPE_CHECKING
 import yaml
 from rich.console import Console
 
-from rtdmd_lightning.fitting.help import HELP, print_help
 from rtdmd_lightning.fitting.options import check_folders, check_options, check_prompts
 from rtdmd_lightning.utils.configuration import differences, split_arguments
 from rtdmd_lightning.utils.errors import UserError, readable_errors
@@ -119,10 +123,8 @@ def main(arguments: list[str]) -> "FitCLI":
 
 
 def command(arguments: list[str]) -> None:
-    """The command line: a help text, or the run."""
-    if any(argument in HELP for argument in arguments):
-        print_help(arguments, Console())
-    elif "--trainer.help" in arguments:
+    """The command line: Lightning's help text, or the run."""
+    if "--trainer.help" in arguments:
         from rtdmd_lightning.fitting.command_line import trainer_help
 
         print(trainer_help())

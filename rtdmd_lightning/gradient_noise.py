@@ -1,10 +1,15 @@
-"""How noisy each of stage 2's gradients is: `python -m rtdmd_lightning.gradient_noise [--config X] [--options=[…]] [--epochs N]`.
+"""How noisy each of stage 2's gradients is: `rtdmd gradient_noise [--config X] [--options=[…]] [--epochs N]`.
 
 Rolls out epochs of a run without training it (learning rates 0), and takes the gradient of every term by itself: the policy
 loss of each trained step, reward back-propagation, AC-DMD. What comes out is how much of a micro-batch's gradient is the same in
 all of them, and so how well an epoch's gradient points where the average of endless epochs would. A term whose epoch points
 nowhere moves the weights all the same: train it on other steps, with more images, or with a smaller weight.
 """
+
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
+
+    before_imports("gradient_noise")
 
 import sys
 from collections import defaultdict
@@ -71,7 +76,7 @@ def gradient_noise(
 
 
 def main(arguments: list[str]) -> None:
-    run_command(gradient_noise, "rtdmd_lightning.gradient_noise", arguments)
+    run_command(gradient_noise, arguments)
 
 
 if __name__ == "__main__":

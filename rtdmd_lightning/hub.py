@@ -1,12 +1,17 @@
 """Publishing a result on the hub and fetching one.
 
-    python -m rtdmd_lightning.hub push --adapters runs/a/cold_start runs/b/rtdmd --run runs/b --repo_id ME/NAME
-    python -m rtdmd_lightning.hub pull --repo_id ME/NAME --out NAME
+    rtdmd hub push --adapters runs/a/cold_start runs/b/rtdmd --run runs/b --repo_id ME/NAME
+    rtdmd hub pull --repo_id ME/NAME --out NAME
 
 A published result holds a folder for each adapter with the published `generator_ema.pt`, all of them as one diffusers LoRA file,
 `CPSScheduler` as a file of its own, the recipe, a model card, the method's equations, and `result.json`, which says in what order
 the adapters are stacked. To log in, use `hf auth login`.
 """
+
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
+
+    before_imports("hub")
 
 import json
 import shlex
@@ -176,7 +181,7 @@ def main(arguments: list[str]) -> None:
     )
     pushing.add_function_arguments(push, skip={"adapters"})
     pulling.add_function_arguments(pull)
-    parser = command_parser(prog="python -m rtdmd_lightning.hub")
+    parser = command_parser()
     commands = parser.add_subcommands()
     commands.add_subcommand("push", pushing, help="publish a result")
     commands.add_subcommand("pull", pulling, help="fetch a result")

@@ -1,4 +1,4 @@
-"""What a run will need of memory: `python -m rtdmd_lightning.plan --config X [--trainer.devices N --model.…] [--markdown]`.
+"""What a run will need of memory: `rtdmd plan --config X [--trainer.devices N --model.…] [--markdown]`.
 
 `--card 24` asks how the run fits one card of 24 GB: it prints the cheapest set of switches and the command line that has them;
 `--card 12,16,24 --markdown` prints a row of a table for several cards.
@@ -10,6 +10,11 @@ folder. Not counted are the GPU's context, workspaces inside kernels, fragmentat
 the passes of text encoders and of rewards without gradient. On the toy world the peak is within 15% of what is measured
 (`tests/planning/test_prediction.py`).
 """
+
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
+
+    before_imports("plan")
 
 import logging
 import sys
@@ -24,7 +29,6 @@ from rich.status import Status
 from rtdmd_lightning import fit
 from rtdmd_lightning.callbacks import RewardEvalCallback
 from rtdmd_lightning.data.stream import samples_per_pass
-from rtdmd_lightning.fitting.help import HELP, print_help
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.models.placement import BASE, TEXT_ENCODERS, VAE
 from rtdmd_lightning.modules import RTDMDModule
@@ -170,9 +174,6 @@ def main(arguments: list[str]) -> None:
     """Print the table of a run; with `--markdown` among the arguments, one row of Markdown below its header."""
     card, arguments = taken(arguments, CARD)
     options = [argument for argument in arguments if argument != MARKDOWN]
-    if any(argument in HELP for argument in options):
-        print_help(options, Console(), "rtdmd plan")
-        return
     in_markdown = len(options) < len(arguments)
     if card is not None:
         sizes = cards(card)

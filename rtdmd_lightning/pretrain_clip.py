@@ -1,9 +1,14 @@
-"""Reproduce `checkpoints/tiny-clip`: `python -m rtdmd_lightning.pretrain_clip` (or `make tiny-clip`).
+"""Reproduce `checkpoints/tiny-clip`: `rtdmd pretrain_clip` (or `make tiny-clip`).
 
 A `CLIPModel` of the real class that knows the toy world, trained on its pictures and their prompts; `clipscore` on it is
 the world's differentiable reward. Started again, the run goes on where it stopped. The result is a folder that
 `CLIPModel` and `CLIPProcessor` load; `retrieval.json` in it says how well it tells held-out prompts apart.
 """
+
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
+
+    before_imports("pretrain_clip")
 
 import json
 import sys
@@ -48,4 +53,4 @@ def main(
 
 if __name__ == "__main__":
     with readable_errors():
-        run_command(main, "rtdmd_lightning.pretrain_clip", sys.argv[1:])
+        run_command(main, sys.argv[1:])

@@ -1,9 +1,14 @@
-"""Reproduce `checkpoints/tiny-sd3`: `python -m rtdmd_lightning.pretrain_teacher` (or `make teacher`).
+"""Reproduce `checkpoints/tiny-sd3`: `rtdmd pretrain_teacher` (or `make teacher`).
 
 Two runs, autoencoder then teacher, each with its checkpoints under `runs/teacher`; started again, they go on where they
 stopped. The teacher learns from true captions first, then from noisy ones (see `dataset.py`). The result is a folder that
 `StableDiffusion3Pipeline.from_pretrained` loads.
 """
+
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
+
+    before_imports("pretrain_teacher")
 
 import sys
 from pathlib import Path
@@ -83,4 +88,4 @@ def save_folder(pipeline: StableDiffusion3Pipeline, output: Path) -> None:
 
 if __name__ == "__main__":
     with readable_errors():
-        run_command(main, "rtdmd_lightning.pretrain_teacher", sys.argv[1:])
+        run_command(main, sys.argv[1:])

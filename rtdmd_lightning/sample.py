@@ -1,8 +1,13 @@
-"""Prompts to images with a few steps: `python -m rtdmd_lightning.sample --base … --adapters a b --prompt "…" --out dir`.
+"""Prompts to images with a few steps: `rtdmd sample --base … --adapters a b --prompt "…" --out dir`.
 
 Under `torchrun` the batches are dealt out to all processes. Noise belongs to the image and batches are cut before they are
 dealt, so an image is the same on any number of processes.
 """
+
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
+
+    before_imports("sample")
 
 import hashlib
 import sys
@@ -149,9 +154,9 @@ def _digests(path: Path) -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> None:
-    parser = command_parser(prog="python -m rtdmd_lightning.sample")
-    parser.add_argument("--adapters", nargs="*", type=str, default=[], help="files or folders, applied in this order")
-    parser.add_argument("--prompt", nargs="*", type=str, default=[], help="one or several prompts")
+    parser = command_parser()
+    parser.add_argument("--adapters", nargs="*", type=str, default=[])
+    parser.add_argument("--prompt", nargs="*", type=str, default=[])
     parser.add_class_arguments(Job, skip={"adapters", "prompt"})
     print(f"written: {sample(Job(**parser.parse_args(arguments).as_dict()))}")
 

@@ -1,7 +1,12 @@
 """A reward in a process or on a machine of its own, over HTTP, for `rewards.remote.RemoteReward`:
 
-`python -m rtdmd_lightning.serve --reward hpsv3 --port 8000`
+`rtdmd serve --reward hpsv3 --port 8000`
 """
+
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
+
+    before_imports("serve")
 
 import contextlib
 import ipaddress
@@ -106,4 +111,4 @@ def address_of(server: RewardServer) -> str:
 
 if __name__ == "__main__":
     with readable_errors():
-        run_command(serve, "rtdmd_lightning.serve", sys.argv[1:])
+        run_command(serve, sys.argv[1:])

@@ -1,10 +1,15 @@
-"""Compare variants of a run: `python -m rtdmd_lightning.study --study configs/compare/cold_start.yaml`.
+"""Compare variants of a run: `rtdmd study --study configs/compare/cold_start.yaml`.
 
 A study is a table of variants, each trained with several seeds at a small budget, each run in a process of its own, and as many
 at a time as the study says. Interrupted, the same command goes on: finished runs are kept, an interrupted one continues from
 its last checkpoint. SIGTERM ends the runs under way as it ends one by itself. At the end: a table (Markdown), the numbers with
 every learning curve (JSON), and a plot.
 """
+
+if __name__ == "__main__":  # neither a help text nor a mistyped option waits for the imports below
+    from rtdmd_lightning.cli import before_imports
+
+    before_imports("study")
 
 import os
 import platform
@@ -75,4 +80,4 @@ def write_results(study: Study, name: str, curves: Runs) -> None:
 
 if __name__ == "__main__":
     with readable_errors():
-        run_command(compare, "rtdmd_lightning.study", sys.argv[1:])
+        run_command(compare, sys.argv[1:])

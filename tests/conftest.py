@@ -4,6 +4,7 @@ Torch is imported where it is used: with `pytest -n` the first process runs no t
 """
 
 import os
+import shutil
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests are offline; a missing file must fail, not wait for a network
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"  # their servers are this machine
@@ -15,6 +16,14 @@ import pytest
 
 from tests.support.pair import Pair
 
+# Without these Chromium looks for Google's hosts; the sandbox does not start for root.
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+]
 SLOW_FIXTURES = {"pair", "process_group", "browser"}
 
 
@@ -53,3 +62,17 @@ def process_group(tmp_path):
     yield
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's Chromium, headless. It goes with the file: playwright keeps an event loop, in which no other can run."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("there is no chromium on this machine (Debian: apt-get install chromium)")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS, timeout=300_000)
+        yield launched
+        launched.close()

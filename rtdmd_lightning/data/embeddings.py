@@ -13,7 +13,7 @@ from rtdmd_lightning.utils.prompt_memory import PromptMemory
 from rtdmd_lightning.utils.transfer import send
 
 MEBIBYTE, GIBIBYTE = 2**20, 2**30
-FILL = "python -m rtdmd_lightning.embed"
+FILL = "rtdmd embed"
 
 
 class PromptEmbedder:

@@ -32,7 +32,9 @@ def prompt_file_in(folder: Path, split: str = "") -> Path:
 def read_prompt_file(path: Path) -> list[dict]:
     """Prompts as metadata dictionaries. Raises UserError for a missing, empty or malformed file, naming the place."""
     if not path.is_file():
-        raise UserError(f"the prompt file '{path}' does not exist; `make prompts` makes those that the configs name")
+        raise UserError(
+            f"the prompt file '{path}' does not exist; `rtdmd prompts` (`make prompts`) makes those that the configs name"
+        )
     if path.suffix not in SUFFIXES:
         raise UserError(f"the prompt file '{path}' must end in .txt, .jsonl or .json")
     try:

@@ -1,6 +1,6 @@
 """The prompt sets that the configs name, as files in `prompts/`: `make prompts`, or
 
-    python -m rtdmd_lightning.prompts [NAME ...] [--folder prompts]
+    rtdmd prompts [NAME ...] [--folder prompts]
 
 GenEval's two are generated; the others are downloaded from where they are published, and checked. What cannot be had is told
 with the file to put where, and does not keep the others from being made.

@@ -1,1 +1,1 @@
-"""The parts of `python -m rtdmd_lightning.evaluate`: what is drawn, drawing and scoring it, and telling what came out."""
+"""The parts of `rtdmd evaluate`: what is drawn, drawing and scoring it, and telling what came out."""

@@ -97,7 +97,7 @@ def build(arguments: list[str], cli: type[FitCLI] = FitCLI) -> FitCLI:
     except Exception as error:
         told = user_error_in(error)
         if isinstance(told, ArgumentError):
-            raise UserError(in_our_words(" ".join(str(told).split()), expanded)) from error
+            raise UserError(in_our_words(" ".join(str(told).split()))) from error
         raise
 
 

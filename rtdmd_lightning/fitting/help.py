@@ -7,12 +7,13 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from rtdmd_lightning.fitting.options import DATA
+from rtdmd_lightning.fitting.options import RUN
+from rtdmd_lightning.fitting.refusals import PARTS
 from rtdmd_lightning.utils.configuration import EXAMPLE, split_arguments
-from rtdmd_lightning.utils.option_tables import option_table, titled
-from rtdmd_lightning.utils.signatures import ROOT, signature
+from rtdmd_lightning.utils.option_tables import option_table, plain_table, titled
+from rtdmd_lightning.utils.shipped import CONFIGS, shipped_folder
+from rtdmd_lightning.utils.signatures import signature
 
-RUN = "rtdmd_lightning.fitting.options.RunOptions"
 # Of the data: they come from the model and from seed_everything.
 LINKED = ("seed", "batch_size", "batches_per_step", "images_per_prompt")
 STAGES = ("cold_start", "rtdmd", "baselines")
@@ -23,6 +24,11 @@ MODULES = {
     "a baseline too": "rtdmd_lightning.modules.diffusion_nft.DiffusionNFTModule",
 }
 HELP = ("--help", "-h")
+MORE = {
+    "--config FILE --help": "the options of the model, the base and the callbacks of that config",
+    "--config FILE --print_config": "the whole configuration",
+    "--trainer.help": "Lightning's options: devices, precision, number of updates (max_steps), loggers",
+}
 
 
 def print_help(arguments: list[str], console: Console, command: str = "rtdmd fit") -> None:
@@ -30,16 +36,16 @@ def print_help(arguments: list[str], console: Console, command: str = "rtdmd fit
     config, _ = split_arguments([argument for argument in arguments if argument not in HELP])
     console.print(Text(f"{command} --config FILE [--config FILE …] [--OPTION=VALUE …]", style="bold"))
     console.print(_configs())
-    rows = [option_table("The run", RUN, "")]
+    rows = [option_table("The run", RUN)]
     model = config.get("model")
     if config and isinstance(model, dict):
-        rows += [*_of_object("model", model), option_table("The prompts", DATA, "data.", LINKED)]
+        rows += [*_of_object("model", model), option_table("The prompts", PARTS["data"], "data.", LINKED)]
         callbacks = config.get("callbacks") or {}
         for name, given in callbacks.items():
             rows += _of_object(f"callbacks.{name}", given) if isinstance(given, dict) else []
     else:
-        rows += [_modules(), option_table("The prompts", DATA, "data.", LINKED)]
-    console.print(Group(*rows, _more()))
+        rows += [_modules(), option_table("The prompts", PARTS["data"], "data.", LINKED)]
+    console.print(Group(*rows, plain_table("More help", MORE)))
 
 
 def _of_object(part: str, given: dict[str, Any]) -> list[Table]:
@@ -71,20 +77,9 @@ def _modules() -> Table:
 
 def _configs() -> Table:
     """The shipped configs by stage, as the current folder would name them."""
-    folder = Path("configs") if Path("configs").is_dir() else ROOT / "configs"
+    folder = Path(CONFIGS) if Path(CONFIGS).is_dir() else shipped_folder() / CONFIGS
     table = titled(f"Trains what a config describes, for example {EXAMPLE}")
     for stage in STAGES:
         names = sorted(file.stem for file in (folder / stage).glob("*.yaml") if file.stem != "defaults")
         table.add_row(Text(f"  {folder}/{stage}/", style="cyan"), ", ".join(names))
-    return table
-
-
-def _more() -> Table:
-    table = titled("More help")
-    for option, meaning in {
-        "--config FILE --help": "the options of the model, the base and the callbacks of that config",
-        "--config FILE --print_config": "the whole configuration",
-        "--trainer.help": "Lightning's options: devices, precision, number of updates (max_steps), loggers",
-    }.items():
-        table.add_row(Text(f"  {option}", style="cyan"), meaning)
     return table

@@ -1,17 +1,17 @@
-"""What a run's command line is refused for before Lightning is imported, which takes seconds: names that nothing has."""
+"""What a run's command line is refused for before Lightning is imported, which takes seconds: names that nothing has, and values
+of the wrong type."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+from rtdmd_lightning.data.prompt_files import read_prompt_file
+from rtdmd_lightning.fitting.refusals import PARTS, check_value, did_you_mean
 from rtdmd_lightning.utils.configuration import EXAMPLE
 from rtdmd_lightning.utils.errors import UserError, require
 from rtdmd_lightning.utils.signatures import signature
-
-DATA = "rtdmd_lightning.data.RolloutDataModule"
-MOST_NAMES = 8  # that a message lists
 
 
 @dataclass(frozen=True)
@@ -31,56 +31,91 @@ class RunOptions:
     cudnn_attention: bool = False
 
 
+RUN = f"{__name__}.RunOptions"
 OF_THE_PARSER = ("config", "print_config", "help", "seed_everything", "trainer", "model", "data", "callbacks")
 NAMES = (*OF_THE_PARSER, *(option.name for option in fields(RunOptions)))
 
 
-def check_options(config: Mapping[str, Any], arguments: list[str]) -> None:
-    """Refuse names that nothing has, in a composed config or among the arguments after it. The UserError has the nearest name.
+@dataclass(frozen=True)
+class Typed:
+    """An option of a command line.
 
-    Of `trainer`, and of classes of other packages, the names are not known here.
+    Args:
+        text: `--NAME=VALUE`, or `--NAME` where there is no value.
+        name: without the dashes and without `init_args`, which the parser does not want.
+        value: None where none was typed.
     """
+
+    text: str
+    name: str
+    value: str | None
+
+
+def typed_options(arguments: list[str]) -> list[Typed]:
+    """The options among the arguments; the value may be an argument of its own."""
+    found = []
+    for argument, following in pairwise([*arguments, "--"]):
+        name, equals, value = argument.partition("=")
+        if name.startswith("--"):
+            given = value if equals else None if following.startswith("--") else following
+            text = name if given is None else f"{name}={given}"
+            found.append(Typed(text, name.removeprefix("--").replace(".init_args.", "."), given))
+    return found
+
+
+def chosen_values(arguments: list[str]) -> dict[str, str | None]:
+    """What the options are given, by their names, the last one's; a class path is what the option itself is given."""
+    return {option.name.removesuffix(".class_path"): option.value for option in typed_options(arguments)}
+
+
+def check_options(config: Mapping[str, Any], arguments: list[str]) -> None:
+    """Refuse what no part of a run takes, in a composed config or among the arguments after it.
+
+    The UserError has the nearest name, or says what is wanted. Of classes that `signature` does not know, nothing is refused.
+    """
+    options = typed_options(arguments)
     require(
-        bool(config) or any(argument.startswith("--model") for argument in arguments),
+        bool(config) or any(option.name.startswith("model") for option in options),
         f"a run wants a config: --config {EXAMPLE}, or another of configs/",
     )
-    options = [argument for argument in arguments if argument.startswith("--")]
     for name in config:
         _check_name(name, NAMES, f"the config has {name!r}, which is no part of a run", "")
     for option in options:
-        part = option.removeprefix("--").partition("=")[0].partition(".")[0]
-        _check_name(part, NAMES, f"{option}: there is no such option", "--")
-    check_callback_options(config, options)
-    classes = chosen_values(arguments)
+        name = option.name.partition(".")[0]
+        _check_name(name, NAMES, f"{option.text}: there is no such option", "--")
+    _check_callback_options(config, options)
+    _check_parts(config, options, chosen_values(arguments))
+
+
+def _check_parts(config: Mapping[str, Any], options: list[Typed], chosen: dict[str, str | None]) -> None:
+    """The names and values in each part, against the classes that are made of them."""
+    of_run = signature(RUN)
+    assert of_run is not None
+    for name, value in config.items():
+        if name in of_run.options:
+            check_value(f"the config's {name}: {value}", of_run.options[name], value)
+    for option in options:
+        if option.name in of_run.options and option.value is not None:
+            check_value(option.text, of_run.options[option.name], option.value, typed=True)
     callbacks = config.get("callbacks")
     named = callbacks if isinstance(callbacks, dict) else {}
-    parts = [("model", "", config.get("model")), ("data", DATA, config.get("data"))]
-    for part, path, given in [*parts, *((f"callbacks.{name}", "", value) for name, value in named.items())]:
+    parts = {name: config.get(name) for name in ("model", *PARTS)}
+    for part, given in [*parts.items(), *((f"callbacks.{name}", value) for name, value in named.items())]:
+        path = PARTS.get(part, "")
         _check_config(part, given, path)
         for option in options:
-            name = option.removeprefix("--").partition("=")[0]
-            if name.startswith(f"{part}."):
-                _check_option(option, part, name.removeprefix(f"{part}.").split("."), given, path, classes)
-
-
-def chosen_values(arguments: list[str]) -> dict[str, str]:
-    """What the options are given, by their names, the last one's; a class path is what the option itself is given."""
-    chosen = {}
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
-        name, equals, value = argument.partition("=")
-        if name.startswith("--"):
-            chosen[name.removeprefix("--").removesuffix(".class_path")] = value if equals else following
-    return chosen
+            if option.name.startswith(f"{part}."):
+                _check_option(option, part, option.name.removeprefix(f"{part}.").split("."), given, path, chosen)
 
 
 def check_prompts(config: Mapping[str, Any], arguments: list[str]) -> None:
     """Refuse a prompt file that is not there: most first runs lack one."""
     data = config.get("data")
     source = chosen_values(arguments).get("data.prompts") or (data.get("prompts") if isinstance(data, dict) else None)
-    if isinstance(source, str) and not source.startswith(("shapes:", "hub:")) and not Path(source).exists():
-        from rtdmd_lightning.data.prompts import load_prompts  # late: a help needs no torch
-
-        load_prompts(source)
+    if isinstance(source, str) and not source.startswith(("shapes:", "hub:")):
+        of_a_split = source.rpartition(":")[0]  # of FOLDER:SPLIT, the folder
+        if not Path(source).exists() and not (of_a_split and Path(of_a_split).is_dir()):
+            read_prompt_file(Path(source))
 
 
 def _values(given: Any) -> dict[str, Any]:
@@ -89,12 +124,12 @@ def _values(given: Any) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _class_path(given: Any, otherwise: str | None) -> str:
-    return str(given.get("class_path", otherwise)) if isinstance(given, dict) else otherwise or ""
+def _class_path(given: Any, otherwise: str) -> str:
+    return str(given.get("class_path", otherwise)) if isinstance(given, dict) else otherwise
 
 
 def _check_config(place: str, given: Any, path: str) -> None:
-    """The keys of a mapping, and of those in it, against the class that is made of it."""
+    """The keys and values of a mapping, and of those in it, against the class that is made of it."""
     path = _class_path(given, path)
     known = signature(path)
     for name, value in _values(given).items() if known else ():
@@ -102,19 +137,26 @@ def _check_config(place: str, given: Any, path: str) -> None:
         if name not in ("class_path", "init_args"):
             problem = f"the config has {place}.{name}: {path.rpartition('.')[2]} has no option {name!r}"
             _check_name(name, known.options, problem, f"{place}.")
-            _check_config(f"{place}.{name}", value, known.options[name].of_class or "")
+            option = known.options[name]
+            check_value(f"the config's {place}.{name}: {value}", option, value)
+            _check_config(f"{place}.{name}", value, option.of_class or "")
 
 
-def _check_option(option: str, place: str, names: list[str], given: Any, path: str, classes: dict[str, str]) -> None:
-    """One option's name, e.g. `--model.lora.rank=8`, against the classes that it leads through."""
-    for name in (name.removesuffix("+") for name in names if name != "init_args"):
-        path = classes.get(place) or _class_path(given, path)
+def _check_option(
+    typed: Typed, place: str, names: list[str], given: Any, path: str, chosen: dict[str, str | None]
+) -> None:
+    """One option, e.g. `--model.lora.rank=8`, against the classes that its name leads through; `given` is the config's part."""
+    for position, name in enumerate(name.removesuffix("+") for name in names):
+        path = chosen.get(place) or _class_path(given, path)
         known = signature(path)
         if known is None or name in ("class_path", "help"):
             return
-        problem = f"{option}: {path.rpartition('.')[2]} has no option {name!r}"
+        problem = f"{typed.text}: {path.rpartition('.')[2]} has no option {name!r}"
         _check_name(name, known.options, problem, f"--{place}.")
-        place, given, path = f"{place}.{name}", _values(given).get(name), known.options[name].of_class or ""
+        option, given = known.options[name], _values(given).get(name)
+        if position == len(names) - 1 and typed.value is not None and not typed.name.endswith("+"):
+            check_value(typed.text, option, typed.value, typed=True, example=given)
+        place, path = f"{place}.{name}", option.of_class or ""
 
 
 def _check_name(name: str, names: Iterable[str], problem: str, prefix: str) -> None:
@@ -123,19 +165,7 @@ def _check_name(name: str, names: Iterable[str], problem: str, prefix: str) -> N
         raise UserError(f"{problem}; {did_you_mean(name, known, prefix)}")
 
 
-def did_you_mean(name: str, known: list[str], prefix: str = "") -> str:
-    """The nearest of the names, or where there is none, all of them or where they are listed."""
-    near = get_close_matches(name, known, n=1)
-    if near:
-        return f"did you mean {prefix}{near[0]}?"
-    return (
-        f"it has {', '.join(known)}"
-        if len(known) <= MOST_NAMES
-        else "`rtdmd fit --config FILE --help` lists the options"
-    )
-
-
-def check_callback_options(config: Mapping[str, Any], options: list[str]) -> None:
+def _check_callback_options(config: Mapping[str, Any], options: list[Typed]) -> None:
     """Refuse options of a callback that has no class: the parser would look for them in Lightning's base class."""
     known: set[str] = set()
     if isinstance(callbacks := config.get("callbacks"), dict):
@@ -143,13 +173,14 @@ def check_callback_options(config: Mapping[str, Any], options: list[str]) -> Non
             classless = isinstance(callback, dict) and "class_path" not in callback
             require(not classless, f"the config has options of callbacks.{name}, but no class: give its class_path too")
         known = {name for name, callback in callbacks.items() if callback is not None}
-    for option in (option.partition("=")[0] for option in options if option.startswith("--callbacks.")):
-        name, _, key = option.removeprefix("--callbacks.").partition(".")
-        if key in ("", "class_path"):
-            known.add(name)
-        has = ", ".join(sorted(known)) or "none"
-        hint = f"give its class first, --callbacks.{name}=CLASS"
-        require(name in known, f"{option}: this run has no callback {name!r} (it has: {has}); {hint}")
+    for option in options:
+        if option.name.startswith("callbacks."):
+            name, _, key = option.name.removeprefix("callbacks.").partition(".")
+            if key in ("", "class_path"):
+                known.add(name)
+            has = ", ".join(sorted(known)) or "none"
+            hint = f"give its class first, --callbacks.{name}=CLASS"
+            require(name in known, f"{option.text}: this run has no callback {name!r} (it has: {has}); {hint}")
 
 
 def check_folders(config: Mapping[str, Any], arguments: list[str]) -> None:

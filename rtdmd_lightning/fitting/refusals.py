@@ -1,91 +1,110 @@
-"""What the parser refuses, in this project's words: the option as it was typed, and what it takes, with an example."""
+"""What names and values are refused for, in this project's words: what was given, what is wanted instead, and an example."""
 
 import ast
-import inspect
-import re
-from typing import Any
+import types
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, Optional, Union, get_args, get_origin
 
 import yaml
-from lightning import Trainer
+from jsonargparse import ArgumentError, ArgumentParser
 
-from rtdmd_lightning.fitting.options import DATA, did_you_mean
-from rtdmd_lightning.utils.signatures import signature
+from rtdmd_lightning.utils.errors import UserError
+from rtdmd_lightning.utils.signatures import Option
 
-OF_A_TYPE = re.compile(
-    r'Parser key "(?P<key>[^"]+)": (?P<wanted>.*?)(?:Given value type: \S+ \S+ )?(?:Got|Given) value: ?(?P<value>.*)'
-)
+PARTS = {"data": "rtdmd_lightning.data.RolloutDataModule", "trainer": "lightning.pytorch.Trainer"}
+"""The classes of those parts of a run whose class no config names."""
+
 A_MODEL = "model must be a class, for example --model=rtdmd_lightning.modules.ACDMDModule"
 KINDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "a text",
-    "list": "a list",
-    "tuple": "a list",
-    "dict": "a mapping",
-    "NoneType": "null",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    Path: "a path",
+    types.NoneType: "null",
 }
+IN_ANNOTATIONS = {one.__name__: one for one in (int, float, bool, str, list, tuple, dict, Path, Mapping, Sequence)} | {
+    "Literal": Literal,
+    "Optional": Optional,
+    "Union": Union,
+}
+MOST_NAMES = 8  # that a message lists
 
 
-def in_our_words(text: str, arguments: list[str]) -> str:
-    """The parser's sentence with the whole name of the option, the nearest name, or a value that it would take.
+def did_you_mean(
+    name: str, known: list[str], prefix: str = "", listed_by: str = "rtdmd fit --config FILE --help"
+) -> str:
+    """The nearest of the names, or where there is none, all of them or the command that lists them."""
+    near = get_close_matches(name, known, n=1)
+    if near:
+        return f"did you mean {prefix}{near[0]}?"
+    return f"there are {', '.join(known)}" if len(known) <= MOST_NAMES else f"`{listed_by}` lists what there is"
 
-    `arguments` are those of the command line, expanded (`expand_config_arguments`). What has no rule here stays as it is.
+
+def check_value(told: str, option: Option, value: Any, *, typed: bool = False, example: Any = None) -> None:
+    """Refuse a value that is not of the option's type, by jsonargparse's rules. Raises UserError.
+
+    Where a class is part of the type, the value is left to the run's own parser, which imports the class.
+
+    Args:
+        told: the option with its value, as it was given.
+        option: from its signature.
+        value: as a config has it; text, if it is `typed`.
+        example: one that would do; without one the default is told.
     """
-    config = yaml.safe_load(arguments[0].removeprefix("--config=")) if arguments[0].startswith("--config=") else {}
-    unknown = re.match(r"unrecognized arguments: (\S+)", text) or re.match(r"Option '([^']+)' is not accepted", text)
-    if unknown:
-        option = _as_typed(unknown[1].removeprefix("--"), arguments)
-        name = option.removeprefix("--").partition("=")[0]
-        of_trainer = list(inspect.signature(Trainer.__init__).parameters)[1:]
-        nearest = (
-            f"; {did_you_mean(name.split('.')[1], of_trainer, '--trainer.')}" if name.startswith("trainer.") else ""
-        )
-        return f"{option}: there is no such option{nearest}"
-    wrong = OF_A_TYPE.match(text)
-    if wrong and wrong["key"] == "model":
-        return f"{wrong['value']}: {A_MODEL}"
-    if wrong and (kinds := _kinds(wrong["wanted"])):
-        option = _as_typed(wrong["key"], arguments)
-        name = option.removeprefix("--").partition("=")[0]
-        example = _example(name, config, wrong["value"])
-        hint = f"; for example --{name}={example}" if example is not None else ""
-        told = option if option.startswith("--") else f"the config's {name}: {wrong['value']}"
-        return f"{told} must be {' or '.join(kinds)}{hint}"
-    return text
+    kind = type_of(option)
+    if kind is None:
+        return
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=kind)
+    try:
+        if typed:
+            parser.parse_args([f"--value={value}"])
+        else:
+            parser.parse_object({"value": value})
+    except ArgumentError as error:
+        hint = "" if (good := _example(option, example)) is None else f"; for example {good}"
+        raise UserError(f"{told} must be {_in_words(kind)}{hint}") from error
 
 
-def _kinds(wanted: str) -> list[str]:
-    """`Expected a <class 'int'>` and the like, in words; nothing where a class is wanted that has no word."""
-    choices = [choice.strip() for part in re.findall(r"Literal\[([^\]]*)\]", wanted) for choice in part.split(",")]
-    found = list(dict.fromkeys(re.findall(r"<class '([\w.]+)'>", wanted)))
-    return [*choices, *(KINDS[name] for name in found)] if all(name in KINDS for name in found) else []
+def type_of(option: Option) -> Any:
+    """The type that an annotation means; None where there is a class in it, or where it says nothing."""
+    names = {node.id for node in ast.walk(ast.parse(option.type, mode="eval")) if isinstance(node, ast.Name)}
+    if not names <= IN_ANNOTATIONS.keys():
+        return None
+    kind = eval(
+        option.type, IN_ANNOTATIONS.copy()
+    )  # of this package's or Lightning's own text, and of known names only
+    return Optional[kind] if option.default == "None" else kind  # noqa: UP045 - `kind | None` is not for every kind
 
 
-def _as_typed(key: str, arguments: list[str]) -> str:
-    """The argument whose name ends with what the parser calls it; else the key."""
-    for argument in arguments:
-        name = argument.removeprefix("--").partition("=")[0].replace(".init_args", "")
-        ends = f".{name}".endswith(f".{key.partition('=')[0].replace('init_args.', '')}")
-        if argument.startswith("--") and not argument.startswith("--config=") and ends:
-            return argument
-    return key
+def _in_words(kind: Any) -> str:
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        *others, last = map(str, inner)
+        return f"{', '.join(others)} or {last}" if others else last
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(_in_words, inner))
+    if origin is tuple and ... not in inner:
+        return f"a list of {len(inner)}"
+    if kind in KINDS:
+        return KINDS[kind]
+    return "a mapping" if (origin or kind) in (dict, Mapping) else "a list"
 
 
-def _example(name: str, config: dict[str, Any], wrong: str) -> str | None:
-    """What the config has there, unless that is what is wrong; else the default."""
-    given: Any = config
-    path = DATA
-    for part in name.split("."):
-        path = str(given.get("class_path", path)) if isinstance(given, dict) else path
-        inner = given.get("init_args", given) if isinstance(given, dict) else {}
-        given = inner.get(part) if isinstance(inner, dict) else None
-        known = signature(path)
-        option = known.options.get(part) if known else None
-        path = option.of_class or "" if option else ""
-    if given is None or str(given) == wrong.strip():
+def _example(option: Option, example: Any) -> str | None:
+    """What the config has, or else the default, as one would write it."""
+    if example is None and option.default is not None:
         try:
-            given = ast.literal_eval(option.default) if option and option.default else None
+            example = ast.literal_eval(option.default)
         except ValueError:  # an object
             return None
-    return None if given is None else yaml.safe_dump(given, default_flow_style=True).partition("\n")[0]
+    return None if example is None else yaml.safe_dump(example, default_flow_style=True).partition("\n")[0]
+
+
+def in_our_words(text: str) -> str:
+    """What a run's parser refuses; of a model that is no class it says more than anyone reads."""
+    of_model = text.startswith('Parser key "model":') and "Problem with given class_path" not in text
+    return A_MODEL if of_model else text

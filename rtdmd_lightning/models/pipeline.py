@@ -39,7 +39,7 @@ class PipelineBackbone(Backbone):
         vae_gradient_checkpointing: the same for the autoencoder, where rewards are back-propagated through it.
         channels_last_vae: keep the autoencoder's weights in the memory format that convolutions of some GPUs are faster in.
         embedding_cache: a folder where prompts' embeddings are kept on disk. Text encoders are then loaded only when a prompt
-            is not there; `python -m rtdmd_lightning.embed` fills it ahead of time.
+            is not there; `rtdmd embed` fills it ahead of time.
         text_encoders: false never loads them; a prompt that the cache lacks is an error.
         embeddings_on_device: MiB of the embeddings used last that stay in a GPU's memory; SD3 and FLUX take 2 to 13 each.
     """

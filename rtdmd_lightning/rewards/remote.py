@@ -151,7 +151,7 @@ class RemoteReward(Reward):
         if time.monotonic() - watch.since > self.patience:
             raise RewardGone(
                 f"the reward {self.name!r} at {self.url} has scored nothing for {self.patience:g} s ({problem}); look after "
-                "its `python -m rtdmd_lightning.serve`, or set a longer patience"
+                "its `rtdmd serve`, or set a longer patience"
             )
 
     def _exchange(self, method: str, path: str, body: bytes | None) -> tuple[int, dict]:

@@ -64,10 +64,9 @@ class InferenceModel:
         transformer = self.backbone.load()
         if read and (own := self.backbone.load_generator_base()) is not None:
             transformer = own  # adapters belong to the generator, and there it starts from weights of its own
-        names = [f"adapter_{position}" for position in range(len(read))]
-        for name, adapter in zip(names, read, strict=True):
+        for name, adapter in zip(self.adapter_names, read, strict=True):
             lora.inject(transformer, name, adapter)
-        activate(transformer, names)
+        activate(transformer, self.adapter_names)
         if quantization != "none":
             quantize(transformer, quantization, self.backbone.block_classes, device)
         self.transformer = transformer.to(device).eval()
@@ -83,6 +82,11 @@ class InferenceModel:
         own = self.backbone
         sigmas = own.pipeline_sigmas(steps) if isinstance(steps, int) else own.sigmas(list(steps))
         self.sampler = CPSSampler(sigmas, eta)
+
+    @property
+    def adapter_names(self) -> list[str]:
+        """What the adapters are called in the transformer."""
+        return [f"adapter_{position}" for position in range(len(self.adapters))]
 
     @property
     def guidance_scale(self) -> float:

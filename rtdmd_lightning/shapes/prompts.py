@@ -68,6 +68,12 @@ def prompts(tag: str) -> list[dict]:
     return [content | {"prompt": prefix + content["prompt"]} for content in contents(tag) for prefix in prefixes]
 
 
+@functools.cache
+def known_words() -> frozenset[str]:
+    """All words of all prompts."""
+    return frozenset(word for tag in TAGS for metadata in prompts(tag) for word in metadata["prompt"].split())
+
+
 def names_unseen_pair(metadata: dict) -> bool:
     """Does the prompt ask for a colour-shape pair that training never shows?"""
     return any((entry.get("color"), entry["class"]) in UNSEEN_PAIRS for entry in metadata["include"])

@@ -18,8 +18,7 @@ from transformers import (
     T5Tokenizer,
 )
 
-from rtdmd_lightning.geneval.vocabulary import TAGS
-from rtdmd_lightning.shapes.prompts import prompts
+from rtdmd_lightning.shapes.prompts import known_words
 
 MAX_PROMPT_TOKENS = 13
 SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>")
@@ -34,7 +33,7 @@ def build_tokenizer() -> CLIPTokenizer:
     its embeddings where it left them. Each word adds the merges that it still lacks. They rank below all earlier ones, so
     the words before it are spelled as they were.
     """
-    words = sorted({word for tag in TAGS for metadata in prompts(tag) for word in metadata["prompt"].split()})
+    words = sorted(known_words())
     ranks: dict[tuple[str, str], int] = {}
     for word in words:
         pieces = _merge([*word[:-1], word[-1] + "</w>"], ranks)

@@ -15,18 +15,19 @@ def wide_console(width: int = 120) -> Console:
     return console
 
 
-def command_parser(**options: Any) -> ArgumentParser:
-    """A parser that raises what it refuses, and wants options by their whole names: a prefix may mean another one tomorrow."""
-    return ArgumentParser(exit_on_error=False, allow_abbrev=False, **options)
+def command_parser() -> ArgumentParser:
+    """A parser that raises what it refuses, and wants options by their whole names: a prefix may mean another one tomorrow.
+
+    It prints no help: that of a command is `cli.print_help_of`.
+    """
+    return ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
 
 
-def run_command(function: Callable[..., Any], program: str, arguments: list[str]) -> Any:
-    """Call a function with what a command line says: its parameters are the options, its docstring is the help.
-
-    Call it inside `readable_errors`.
+def run_command(function: Callable[..., Any], arguments: list[str]) -> Any:
+    """Call a function with what a command line says: its parameters are the options. Call it inside `readable_errors`.
 
     Not jsonargparse's `auto_cli`: that drops a parameter named `config`.
     """
-    parser = command_parser(prog=f"python -m {program}", description=function.__doc__)
+    parser = command_parser()
     parser.add_function_arguments(function)
     return function(**parser.instantiate(parser.parse_args(arguments)))

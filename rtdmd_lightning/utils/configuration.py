@@ -1,7 +1,7 @@
 """Configs made of small files.
 
 A config may begin with `defaults: [other.yaml, …]`, paths relative to itself. The files are merged in that order (mappings
-key by key, everything else replaced), the config itself last. `python -m rtdmd_lightning.fit --config A --config B` merges A
+key by key, everything else replaced), the config itself last. `rtdmd fit --config A --config B` merges A
 and B in the same manner, and options on the command line come after all of them, wherever they stand.
 
 A file that is put after several kinds of runs may hold, under `for_module`, options that only some modules have: a mapping from
@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rtdmd_lightning.utils.errors import UserError, require, user_error_in
 from rtdmd_lightning.utils.own_code import errors_of_own_code, import_classes
+from rtdmd_lightning.utils.shipped import CONFIGS
 from rtdmd_lightning.utils.yaml_text import read_yaml
 
 FOR_MODULE = "for_module"
@@ -52,7 +53,8 @@ def _chain(path: Path, opened_by: tuple[Path, ...], opened: Iterator[int]) -> li
         raise UserError(f"the config {path} includes itself through its defaults")
     wanted_by = f" (wanted by {opened_by[-1]})" if opened_by else ""
     require(not path.is_dir(), f"the config {path} is a folder{wanted_by}; name a YAML file in it")
-    require(path.is_file(), f"the config {path} does not exist{wanted_by}")
+    hint = "" if Path(CONFIGS).is_dir() else "; `rtdmd configs --copy .` puts the shipped ones here"
+    require(path.is_file(), f"the config {path} does not exist{wanted_by}{hint}")
     require(next(opened) <= MOST_FILES, f"the config {path}{wanted_by}: its defaults lead to over {MOST_FILES} files")
     config = read_yaml(path) or {}
     if not isinstance(config, dict):

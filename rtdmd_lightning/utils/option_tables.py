@@ -1,5 +1,8 @@
 """A help text's tables: a class's or a function's options, from its file (`utils/signatures.py`)."""
 
+import ast
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -10,19 +13,36 @@ from rtdmd_lightning.utils.signatures import signature
 
 
 def option_table(
-    title: str, path: str, prefix: str, leave_out: tuple[str, ...] = (), given: dict[str, Any] | None = None
+    title: str,
+    path: str,
+    prefix: str = "",
+    leave_out: tuple[str, ...] = (),
+    given: Mapping[str, Any] | None = None,
+    positional: Mapping[str, str] | None = None,
 ) -> Table:
-    """A class's options: a line each with what it means, its default, and what the config gives it."""
+    """The options of a class or a function: a line each with what it means, its default, and what the config gives it.
+
+    Args:
+        title: above the table.
+        path: the import path of the class or function; it must be of this package.
+        prefix: of the options' names, e.g. `model.`.
+        leave_out: options that are not listed.
+        given: what the config has, by option.
+        positional: those that are given without a name, and how they are shown.
+    """
     table = titled(title)
     known = signature(path)
     assert known is not None
     for option in known.options.values():
         if option.name in leave_out:
             continue
-        default = "required" if option.default is None else f"default: {_plain(option.default)}"
+        default = "required" if option.default is None else _default(option.default)
         told = f"({default}; here: {_short(given[option.name])})" if given and option.name in given else f"({default})"
-        name = Text(f"  --{prefix}{option.name}", style="cyan")
-        table.add_row(name, Text.assemble(f"{option.meaning} " if option.meaning else "", (told, "dim")))
+        shown = (positional or {}).get(option.name, f"--{prefix}{option.name}")
+        table.add_row(
+            Text(f"  {shown}", style="cyan"),
+            Text.assemble(f"{option.meaning} " if option.meaning else "", (told, "dim")),
+        )
     return table
 
 
@@ -34,10 +54,24 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else "a list"
 
 
-def _plain(default: str) -> str:
-    return {"None": "null", "True": "true", "False": "false"}.get(
-        default, default.removeprefix("Path(").removesuffix(")").strip("'")
-    )
+def _default(written: str) -> str:
+    """A default as one would type it. One that is an object has no such form: its own options are listed elsewhere."""
+    path = re.fullmatch(r"Path\((.*)\)", written)
+    try:
+        value = ast.literal_eval(path[1] if path else written)
+    except ValueError:
+        return "optional"
+    if isinstance(value, str):
+        return f"default: {value}"
+    return f"default: {_short(list(value) if isinstance(value, tuple) else value)}"
+
+
+def plain_table(title: str, rows: Mapping[str, str]) -> Table:
+    """Names and what they mean, below a title."""
+    table = titled(title)
+    for name, meaning in rows.items():
+        table.add_row(Text(f"  {name}", style="cyan"), meaning)
+    return table
 
 
 def titled(title: str) -> Table:

@@ -12,7 +12,8 @@ from typing import Any
 from rtdmd_lightning.utils.errors import UserError, user_error_in
 
 PACKAGE = str(Path(__file__).parents[1])
-LIBRARIES = (PACKAGE, *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")))
+LIBRARIES = (PACKAGE, *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib")))
+INSTALLED = {"site-packages", "dist-packages"}  # of this environment, of the user, of the system
 
 
 def import_module(name: str) -> ModuleType:
@@ -70,7 +71,7 @@ def _place(error: BaseException) -> str | None:
 
 
 def _is_own(filename: str) -> bool:
-    return not filename.startswith(("<", *LIBRARIES))
+    return not filename.startswith(("<", *LIBRARIES)) and INSTALLED.isdisjoint(Path(filename).parts)
 
 
 def _told(error: BaseException, place: str | None) -> str:

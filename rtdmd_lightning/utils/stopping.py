@@ -28,7 +28,7 @@ def ending_at_once() -> Iterator[None]:
 
     The status is 128 + the signal's number.
     """
-    before = {one: signal.signal(one, _end) for one in ENDING}
+    before = {one: signal.signal(one, _exit_at_once) for one in ENDING}
     try:
         yield
     finally:
@@ -36,7 +36,7 @@ def ending_at_once() -> Iterator[None]:
             signal.signal(one, handler)
 
 
-def _end(number: int, frame: FrameType | None) -> None:
+def _exit_at_once(number: int, frame: FrameType | None) -> None:
     name = signal.Signals(number).name
     print(f"{name}: the run ends at once; --ckpt_path=last goes on with it, or begins it", file=sys.stderr, flush=True)
     os._exit(128 + number)  # what exceptions pass through on their way, Lightning for one, has other ideas of a status
@@ -73,10 +73,10 @@ class StopSignals:
         self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
 
     def listen(self) -> None:
-        self._pipe, self._end = os.pipe()
-        os.set_blocking(self._end, False)
-        self._before: dict[signal.Signals, Any] = {one: signal.getsignal(one) for one in self.signals}
-        self._previous_end = signal.set_wakeup_fd(self._end)
+        self._reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        self._handlers_before: dict[signal.Signals, Any] = {one: signal.getsignal(one) for one in self.signals}
+        self._writing_before = signal.set_wakeup_fd(self._writing)
         for one in self.signals:
             signal.signal(one, lambda number, frame: None)  # without a handler the interpreter writes nothing
         self._thread.start()
@@ -85,13 +85,13 @@ class StopSignals:
         if self._closed.is_set():
             return
         self._closed.set()
-        for one, handler in self._before.items():
+        for one, handler in self._handlers_before.items():
             signal.signal(one, handler)
-        signal.set_wakeup_fd(self._previous_end)
-        os.write(self._end, b"\0")  # no signal's number: it only wakes the thread
+        signal.set_wakeup_fd(self._writing_before)
+        os.write(self._writing, b"\0")  # no signal's number: it only wakes the thread
         self._thread.join()
-        os.close(self._pipe)
-        os.close(self._end)
+        os.close(self._reading)
+        os.close(self._writing)
 
     def due(self, step: int) -> list[signal.Signals]:
         """The signals to be obeyed now that a step has ended; the same on every process, each signal once.
@@ -113,10 +113,10 @@ class StopSignals:
 
     def _watch(self) -> None:
         while not self._closed.is_set():
-            ready, _, _ = select.select([self._pipe], [], [], POLL)
-            for number in os.read(self._pipe, 64) if ready else b"":
+            ready, _, _ = select.select([self._reading], [], [], POLL)
+            for number in os.read(self._reading, 64) if ready else b"":
                 if number in self.signals:
-                    self._hear(signal.Signals(number), again=True)
+                    self._hear(signal.Signals(number), here=True)
             self._ask_others()
             if self._deadline is not None and time.monotonic() > self._deadline[0]:
                 one = self._deadline[1]
@@ -129,13 +129,13 @@ class StopSignals:
         try:
             for one in ENDING:
                 if self._store.check([one.name]):
-                    self._hear(one, again=False)
+                    self._hear(one, here=False)
         except DistError:  # the process that keeps the store is gone, or has finished before this one
             self._deadline = time.monotonic() + self._grace, signal.SIGTERM
 
-    def _hear(self, one: signal.Signals, *, again: bool) -> None:
+    def _hear(self, one: signal.Signals, *, here: bool) -> None:
         if one in self._heard:
-            if one is signal.SIGINT and again:
+            if one is signal.SIGINT and here:
                 os._exit(128 + one)
             return
         self._heard.add(one)

@@ -158,7 +158,7 @@ def test_a_missing_prompt_is_named_where_there_is_no_text_encoder(tmp_path):
     counting_embedder(tmp_path)(["a"], CPU)
     embedder = counting_embedder(tmp_path, text_encoders=False)
     assert_encodes(embedder(["a"], CPU), ["a"])
-    with pytest.raises(UserError, match=r"lacks the prompt 'bb' .*python -m rtdmd_lightning\.embed"):
+    with pytest.raises(UserError, match=r"lacks the prompt 'bb' .*`rtdmd embed`"):
         embedder(["a", "bb"], CPU)
     with pytest.raises(UserError, match="text_encoders=false needs an embedding_cache"):
         tiny_backbone(tmp_path, text_encoders=False)
@@ -179,7 +179,7 @@ def test_the_command_embeds_all_that_a_run_draws(tmp_path, tiny_folder, capsys):
         f"--cache={tmp_path / 'cache'}", "--batch_size=5", "--device=cpu",
     ]  # fmt: skip
     for new in (16, 0):  # 12 are held out, 2 of every tag
-        run_command(embed, "embed", arguments)
+        run_command(embed, arguments)
         assert f"{new} of 16 prompts were new" in capsys.readouterr().out
     backbone = tiny_backbone(tiny_folder, embedding_cache=str(tmp_path / "cache"), text_encoders=False)
     conditioning = PromptEmbedder(backbone)(["", "a train cross", "a more cross", "a red circle"], CPU)
@@ -202,17 +202,17 @@ def test_the_size_is_told_first_and_a_disk_without_room_is_refused(tmp_path, tin
     asked = []
     monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or disk)
     with pytest.raises(UserError, match=r"GB for 100 prompts, .* GB free: .*--cache"):
-        run_command(embed, "embed", arguments)
+        run_command(embed, arguments)
     assert asked == [tmp_path] and not (tmp_path / "deep").exists()
     disk.free = 10**9
-    run_command(embed, "embed", arguments)
+    run_command(embed, arguments)
     files = [file.stat().st_size for file in (tmp_path / "deep").rglob("*.safetensors")]
     backbone = tiny_backbone(tiny_folder, dtype="bfloat16", max_sequence_length=300)
     told, written = 100 * PromptEmbedder(backbone).bytes_of_a_prompt(), sum(files)
     assert len(files) == 100 and told < written < told + 100 * 512  # a file begins with a few words on what it holds
     assert f"{told / 1e9:.3f} GB for 100 prompts" in capsys.readouterr().out
     disk.free = 0
-    run_command(embed, "embed", arguments)
+    run_command(embed, arguments)
     assert "; 0.000 GB are still to be written" in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""Names that nothing has are refused before Lightning is imported, with the nearest name; the help lists what there is."""
+"""Names that nothing has, and values of a wrong type, are refused before Lightning is imported; the help lists what there is."""
 
 import io
 
@@ -26,12 +26,46 @@ CONFIG = str(REPOSITORY / "configs/rtdmd/tiny_sd3.yaml")
         ("--callbacks.evaluation.every_n_update=3", "--callbacks.evaluation.every_n_updates"),
         ("--data.prompst=3", "--data.prompts"),
         ("--run_dri=3", "--run_dir"),
+        ("--trainer.max_step=3", "--trainer.max_steps"),
+        ("--callbacks.last.every_n_train_step=3", "--callbacks.last.every_n_train_steps"),
     ],
 )
 def test_a_mistyped_option_is_told_as_typed_with_the_nearest(option, nearest):
     with pytest.raises(UserError) as told:
         check_options(*split_arguments(["--config", CONFIG, option]))
     assert str(told.value).startswith(f"{option}: ") and f"did you mean {nearest}?" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["--model.batch_size=three"], "--model.batch_size=three must be a whole number; for example 48"),
+        (["--model.batch_size", "3.5"], "--model.batch_size=3.5 must be a whole number"),
+        (["--model.policy.clip_range=x"], "--model.policy.clip_range=x must be a number"),
+        (["--model.init_args.sub_interval=3"], "--model.sub_interval=3 must be true or false"),
+        (["--model.guidance_scale=[1]"], "must be a list of 2; for example [3.0, 3.0]"),
+        (["--model.micro_batch_size=x"], "must be a whole number or null"),
+        (["--model.consistency.transition=x"], "must be cps or posterior"),
+        (["--float32_matmul_precision=x"], "must be highest, high or medium"),
+        (["--trainer.max_steps=x"], "--trainer.max_steps=x must be a whole number"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_told_as_typed_with_what_is_wanted(arguments, wanted):
+    with pytest.raises(UserError) as told:
+        check_options(*split_arguments(["--config", CONFIG, *arguments]))
+    assert wanted in str(told.value).replace("--model.init_args.", "--model.")
+
+
+@pytest.mark.parametrize("argument", ["--model.batch_size=0x10", "--model.guidance_scale=[1,2]", "--ckpt_path=null"])
+def test_what_the_parser_takes_is_not_refused(argument):
+    check_options(*split_arguments(["--config", CONFIG, argument]))
+
+
+def test_a_value_of_a_config_too(tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text("model: {init_args: {policy: {clip_range: wide}}}")
+    with pytest.raises(UserError, match=r"config's model\.policy\.clip_range: wide must be a number; for example"):
+        check_options(*split_arguments(["--config", CONFIG, "--config", str(other)]))
 
 
 def test_a_mistyped_key_of_a_config_too(tmp_path):
@@ -48,7 +82,8 @@ def test_a_mistyped_key_of_a_config_too(tmp_path):
         ["--model.backbone.class_path", "rtdmd_lightning.models.FluxBackbone", "--model.backbone.guidance", "3.5"],
         ["--model=elsewhere.Module", "--model.whatever=1"],
         ["--callbacks.mine=elsewhere.Callback", "--callbacks.mine.whatever=1"],
-        ["--callbacks.last.every_n_train_steps=3", "--trainer.whatever=1", "--model.rewards.rewards+=Own"],
+        ["--callbacks.last.every_n_train_steps=3", "--model.rewards.rewards+=Own"],
+        ["--trainer.strategy=lightning.pytorch.strategies.DDPStrategy", "--trainer.strategy.static_graph=true"],
         ["--print_config", "--seed_everything=3", "--model.help=ACDMDModule"],
     ],
 )

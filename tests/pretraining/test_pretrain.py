@@ -47,7 +47,7 @@ def run(small, tmp_path, monkeypatch):
         monkeypatch.setattr(teacher, "ScoreTeacher", lambda every_n_steps: watch)
         steps = ["--vae_steps=2", "--teacher_steps=3", f"--noisy_steps={noisy_steps}", f"--pairs={PAIRS}"]
         places = [f"--output={tmp_path / 'out'}", f"--run_dir={tmp_path / 'run'}"]
-        run_command(pretrain.main, "rtdmd_lightning.pretrain_teacher", [*steps, *places])
+        run_command(pretrain.main, [*steps, *places])
         return watch.seen
 
     return _run

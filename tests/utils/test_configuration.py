@@ -402,6 +402,6 @@ def test_an_option_is_known_by_its_whole_name(capsys, no_debug):
     def command(batch_size: int = 1) -> int:
         return batch_size
 
-    assert run_command(command, "command", ["--batch_size=3"]) == 3
+    assert run_command(command, ["--batch_size=3"]) == 3
     with pytest.raises(ArgumentError, match="--batch"):
-        run_command(command, "command", ["--batch=3"])
+        run_command(command, ["--batch=3"])
