@@ -153,7 +153,7 @@ def test_the_card_tells_of_a_quantised_base_and_draws_on_a_plain_one(server, sta
     push(server, stages)
     text = server.repositories[NAME]["README.md"].decode()
     assert "| its weights in training | float32, its blocks' linear layers quantised to nf4 |" in text
-    assert "quantization" not in text.split("rtdmd_lightning.sample")[1].split("## Scores")[0]
+    assert "quantization" not in text.split("rtdmd sample")[1].split("## Scores")[0]
 
 
 def test_the_card_links_to_the_equations_beside_it(server, stages, tmp_path):
@@ -186,7 +186,7 @@ def test_the_pipeline_is_called_with_the_text_tokens_of_the_run(config, option, 
     written = yaml.safe_load(run.parser.dump(run.config, skip_check=True))
     text = model_card(Result("a/base", {}, "Pipeline", 1.0, written, {}), NAME).text
     assert f"    guidance_scale=1.0,\n    max_sequence_length={tokens},\n" in text
-    assert f'"max_sequence_length": {tokens}' in text.split("rtdmd_lightning.sample")[1]  # the command's --backbone
+    assert f'"max_sequence_length": {tokens}' in text.split("rtdmd sample")[1]  # the command's --backbone
 
 
 @pytest.mark.parametrize(("has_input", "option", "scale"), [(True, 1.0, 1.0), (True, 2.5, 2.5), (False, 2.5, 1.0)])
@@ -279,7 +279,7 @@ def test_a_generator_with_its_own_distilled_base_is_published_with_that_base_and
     assert result.base == str(tmp_path / "student base") and result.guidance_scale == 2.5
     assert json.loads((tmp_path / "gathered" / "result.json").read_text())["base"] == result.base
     text = model_card(result, NAME).text
-    command = text.split("rtdmd_lightning.sample")[1].split("--resolution")[0].replace("\\\n", " ")
+    command = text.split("rtdmd sample")[1].split("--resolution")[0].replace("\\\n", " ")
     words = shlex.split(command)
     assert words[words.index("--base") + 1] == str(tmp_path / "teacher")
     assert json.loads(words[words.index("--backbone") + 1])["generator_pretrained"] == result.base

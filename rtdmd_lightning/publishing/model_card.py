@@ -77,8 +77,8 @@ Its steps are not evenly spaced, which a pipeline would take them to be: draw wi
 
 Each adapter alone is a plain state dict, `NAME/generator_ema.pt`. They are stacked, never loaded into one place:
 
-    python -m rtdmd_lightning.hub pull --repo_id {{ repo_id }} --out {{ name }}
-    python -m rtdmd_lightning.sample --base {{ sample_base }} --backbone {{ backbone }} --adapters {{ pulled }} \\
+    rtdmd hub pull --repo_id {{ repo_id }} --out {{ name }}
+    rtdmd sample --base {{ sample_base }} --backbone {{ backbone }} --adapters {{ pulled }} \\
         --resolution {{ resolution }} --steps "{{ steps }}" --eta {{ eta }} --prompt "{{ prompt }}" --out images
 
 ## Scores

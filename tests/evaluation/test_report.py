@@ -1,11 +1,10 @@
 """The report, as a browser shows it (Debian's Chromium, headless) and as a file."""
 
 import re
-import shutil
 from datetime import UTC, datetime
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 
 from rtdmd_lightning.evaluation.report import BINS, Provenance, histogram, write_report
 from rtdmd_lightning.evaluation.settings import Gallery
@@ -13,15 +12,6 @@ from tests.support.scores import PROMPTS, REWARD_SETTINGS, SCORES, draw_files, h
 
 MINUS = "\N{MINUS SIGN}"
 PROVENANCE = Provenance("2026-01-02 03:04 UTC", "rtdmd evaluate --config '<x>.yaml'", {"torch": "2.0"})
-CHROMIUM = shutil.which("chromium")
-# Without these Chromium looks for Google's hosts; the sandbox does not start for root.
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--no-first-run",
-]
 
 
 @pytest.fixture(scope="module")
@@ -29,16 +19,6 @@ def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     draw_files(hand_made(), folder)
     return write_report(hand_made(), folder, Gallery(), PROVENANCE)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium on this machine (Debian: apt-get install chromium)")
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=300_000)
-        yield launched
-        launched.close()
 
 
 @pytest.fixture
