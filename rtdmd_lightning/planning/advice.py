@@ -37,7 +37,7 @@ def parts_table(title: str, card: float, plain: MemoryEstimate, advice: Advice) 
 def command(arguments: Sequence[str], advice: Advice, evaluates: bool) -> str:
     """To paste: the run that was planned, on one card with the switches."""
     options = [*ONE_CARD, *options_of(advice.setup, advice.switches), *evaluation_options(advice.setup, evaluates)]
-    return shlex.join(["python", "-m", "rtdmd_lightning.fit", *arguments, *options])
+    return shlex.join(["rtdmd", "fit", *arguments, *options])
 
 
 def evaluation_options(setup: Setup, evaluates: bool) -> list[str]:

@@ -73,7 +73,7 @@ SWITCHES = (
         "cache",
         {"cached": True},
         ("--model.backbone.embedding_cache=embeddings", "--model.backbone.text_encoders=false"),
-        "none: prompts are embedded once, before the run (python -m rtdmd_lightning.embed)",
+        "none: prompts are embedded once, before the run (rtdmd embed)",
     ),
     Switch(
         "gradient checkpointing",

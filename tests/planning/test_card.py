@@ -151,11 +151,7 @@ def test_a_card_that_is_none_is_refused(card):
 def test_a_run_that_fits_is_told_with_its_command_and_one_that_does_not_with_the_least(monkeypatch, capsys):
     monkeypatch.setattr(plan, "run_on_card", lambda arguments: run_of(lambda setup: TRACE))
     plan.main(["--config", "a/b.yaml", "--card", "24"])
-    assert (
-        capsys.readouterr()
-        .out.splitlines()[-1]
-        .startswith("python -m rtdmd_lightning.fit --config a/b.yaml --trainer.devices=1")
-    )
+    assert capsys.readouterr().out.splitlines()[-1].startswith("rtdmd fit --config a/b.yaml --trainer.devices=1")
     with pytest.raises(UserError, match=r"a/b .*\b5e-07 GB"):
         plan.main(["--config=a/b.yaml", "--card=0.0000005"])
 
