@@ -127,8 +127,8 @@ def test_the_command_with_all_switches_is_a_run_that_fit_takes(stage, monkeypatc
     setup = changed(Setup(), switches)
     advice = Advice(switches, setup, at_worst(TRACE, setup), fits=True)
     words = shlex.split(command(arguments, advice, evaluates=stage == "rtdmd"))
-    assert words[:3] == ["python", "-m", "rtdmd_lightning.fit"]
-    run = fit.parse([*words[3:], *plan.ANYWHERE])
+    assert words[:2] == ["rtdmd", "fit"]
+    run = fit.parse([*words[2:], *plan.ANYWHERE])
     assert run.trainer.world_size == 1 and plan.setup_of(run.model) == setup
 
 
