@@ -5,7 +5,6 @@ As a library it has the names of `LIBRARY` (README.md, "As a library"): `from rt
 "METHOD section N" in docstrings and configs is section N of `method/README.md`: the equations, and what of them is the paper's.
 """
 
-import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -54,8 +53,6 @@ LIBRARY = {
 __all__ = list(LIBRARY)
 
 quiet_libraries()
-# diffusers imports bitsandbytes where it is installed, which then tells of an optional kernel for the CPU.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

@@ -66,7 +66,6 @@ def plan(arguments: list[str]) -> tuple[tables.Columns, int]:
 
     Raises UserError for a config without shapes that are known, or a batch that does not divide by the processes.
     """
-    _quiet()
     run = fit.parse([*arguments, *ANYWHERE])
     processes = run.trainer.world_size
     samples_per_pass(run.model.batch_size, processes, run.model.micro_batch_size)  # told before the trace of a minute
@@ -84,7 +83,6 @@ def plan(arguments: list[str]) -> tuple[tables.Columns, int]:
 
 def run_on_card(arguments: list[str]) -> Run:
     """A run on one card, where nothing is traced yet. Raises UserError as `plan` does."""
-    _quiet()
     described = fit.parse([*arguments, *ONE_CARD, *ANYWHERE])
     configs, blocks = known_shapes(described.model)  # what is refused is told before the traces
     samples_per_pass(described.model.batch_size, 1, described.model.micro_batch_size)
@@ -172,6 +170,7 @@ def _tracing_for_a_card() -> Status:
 
 def main(arguments: list[str]) -> None:
     """Print the table of a run; with `--markdown` among the arguments, one row of Markdown below its header."""
+    _quiet()
     card, arguments = taken(arguments, CARD)
     options = [argument for argument in arguments if argument != MARKDOWN]
     in_markdown = len(options) < len(arguments)

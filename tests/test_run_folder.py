@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import logging
 from functools import partial
 
 import pytest
@@ -63,6 +64,7 @@ def test_a_runs_files_are_in_its_folder_and_nowhere_else(logger, tiny_folder, tm
 @pytest.mark.slow
 def test_a_resumed_run_tells_its_other_options_once_and_takes_them(tiny_folder, tmp_path, caplog):
     config = ["--config", str(write_config(tmp_path, tiny_folder))]
+    caplog.set_level(logging.INFO, logger="lightning.pytorch")  # whatever other tests have made of it
     fit.main([*config, "--trainer.max_steps=1"])
     caplog.clear()
     fit.main([*config, "--trainer.max_steps=1", "--ckpt_path=last"])

@@ -17,7 +17,9 @@ LEFT_OUT = {
         "TPU available: False",
         "`Trainer.fit` stopped: `max_steps",  # the run's own last lines say more
     ),
-    "bitsandbytes.backends.cpu.ops": ("Failed to load CPU gemm_4bit_forward",),
+    "bitsandbytes.backends.cpu.ops": (
+        "Failed to load CPU gemm_4bit_forward",
+    ),  # diffusers imports it where it is installed
     "diffusers.models.modeling_utils": ("There are modules in",),  # of the autoencoder, which has its dtype on purpose
 }
 """By the logger: how the messages begin."""
