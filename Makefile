@@ -46,7 +46,7 @@ demo: install ## Both stages on the toy world in minutes: table, picture, Tensor
 quick: install lint typecheck ## Lint, type-check and run the tests that are not slow: 90 seconds on two cores
 	$(PYTEST) -m "not slow"
 
-test: install lint typecheck unit ## Lint, type-check and run all tests: 7 minutes on two cores (WORKERS=8 on more)
+test: install lint typecheck unit ## Lint, type-check and run all tests: 12 minutes on two cores (WORKERS=8 on more)
 
 campaign: install ## Kills, signals, full disks, dead ranks, server faults, at random moments: MINUTES=20 SEED=0
 	OMP_NUM_THREADS=1 $(PY) -m tests.campaign.campaign --minutes $(MINUTES) --seed $(SEED)
