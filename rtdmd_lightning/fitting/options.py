@@ -81,8 +81,8 @@ def check_options(config: Mapping[str, Any], arguments: list[str]) -> None:
     for name in config:
         _check_name(name, NAMES, f"the config has {name!r}, which is no part of a run", "")
     for option in options:
-        name = option.name.partition(".")[0]
-        _check_name(name, NAMES, f"{option.text}: there is no such option", "--")
+        name, dot, rest = option.name.partition(".")
+        _check_name(name, NAMES, f"{option.text}: there is no such option", "--", dot + rest)
     _check_callback_options(config, options)
     _check_parts(config, options, chosen_values(arguments))
 
@@ -152,17 +152,19 @@ def _check_option(
         if known is None or name in ("class_path", "help"):
             return
         problem = f"{typed.text}: {path.rpartition('.')[2]} has no option {name!r}"
-        _check_name(name, known.options, problem, f"--{place}.")
+        _check_name(
+            name, known.options, problem, f"--{place}.", "".join(f".{inner}" for inner in names[position + 1 :])
+        )
         option, given = known.options[name], _values(given).get(name)
         if position == len(names) - 1 and typed.value is not None and not typed.name.endswith("+"):
             check_value(typed.text, option, typed.value, typed=True, example=given)
         place, path = f"{place}.{name}", option.of_class or ""
 
 
-def _check_name(name: str, names: Iterable[str], problem: str, prefix: str) -> None:
+def _check_name(name: str, names: Iterable[str], problem: str, prefix: str, rest: str = "") -> None:
     known = list(names)
     if name not in known:
-        raise UserError(f"{problem}; {did_you_mean(name, known, prefix)}")
+        raise UserError(f"{problem}; {did_you_mean(name, known, prefix, rest=rest)}")
 
 
 def _check_callback_options(config: Mapping[str, Any], options: list[Typed]) -> None:

@@ -34,12 +34,16 @@ MOST_NAMES = 8  # that a message lists
 
 
 def did_you_mean(
-    name: str, known: list[str], prefix: str = "", listed_by: str = "rtdmd fit --config FILE --help"
+    name: str,
+    known: list[str],
+    prefix: str = "",
+    listed_by: str = "rtdmd fit --config FILE --help",
+    rest: str = "",
 ) -> str:
-    """The nearest of the names, or where there is none, all of them or the command that lists them."""
+    """The nearest of the names, between what stood before and after it; without one all names, or the command that lists them."""
     near = get_close_matches(name, known, n=1)
     if near:
-        return f"did you mean {prefix}{near[0]}?"
+        return f"did you mean {prefix}{near[0]}{rest}?"
     return f"there are {', '.join(known)}" if len(known) <= MOST_NAMES else f"`{listed_by}` lists what there is"
 
 
