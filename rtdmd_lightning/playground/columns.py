@@ -9,7 +9,6 @@ import yaml
 from torch import Tensor
 
 from rtdmd_lightning.models.pipeline import PipelineBackbone
-from rtdmd_lightning.roles.apply import activate
 from rtdmd_lightning.roles.inference import InferenceModel, even_steps
 from rtdmd_lightning.utils.errors import UserError
 
@@ -70,23 +69,16 @@ class Columns:
             steps: of all columns but the first: how many, or which raw timesteps (METHOD section 1).
             eta: of the students' steps; the teacher's are Euler's.
         """
-        few = steps if isinstance(steps, int) else len(steps)
-        yield self._draw_one(0, prompt, seed, self.teacher.steps, self.teacher.guidance_scale, 0.0)
-        yield self._draw_one(0, prompt, seed, few, None, 0.0)
-        for count in range(1, len(self._loaded.adapters) + 1):
-            of_student = even_steps(steps) if isinstance(steps, int) else steps
-            yield self._draw_one(count, prompt, seed, of_student, None, eta)
 
-    def _draw_one(
-        self, count: int, prompt: str, seed: int, steps: Steps, guidance_scale: float | None, eta: float
-    ) -> Tensor:
-        """With the first `count` adapters."""
-        loaded = self._loaded
-        model = InferenceModel(loaded.backbone, loaded.adapters[:count], steps, guidance_scale, eta)
-        model.transformer, model.device, model.embed = loaded.transformer, loaded.device, loaded.embed
-        model.use_sampler(steps, eta)
-        activate(loaded.transformer, loaded.adapter_names[:count])
-        return model.generate([prompt], [0], seed=seed)[0]
+        def drawn(count: int, steps: Steps, guidance_scale: float | None, eta: float) -> Tensor:
+            model = self._loaded.with_first(count, steps, guidance_scale, eta)
+            return model.generate([prompt], [0], seed=seed)[0]
+
+        few, of_students = (steps, even_steps(steps)) if isinstance(steps, int) else (len(steps), steps)
+        yield drawn(0, self.teacher.steps, self.teacher.guidance_scale, 0.0)
+        yield drawn(0, few, None, 0.0)
+        for count in range(1, len(self._loaded.adapters) + 1):
+            yield drawn(count, of_students, None, eta)
 
 
 def parse_steps(text: str) -> Steps:

@@ -83,6 +83,19 @@ class InferenceModel:
         sigmas = own.pipeline_sigmas(steps) if isinstance(steps, int) else own.sigmas(list(steps))
         self.sampler = CPSSampler(sigmas, eta)
 
+    def with_first(
+        self, count: int, steps: int | Sequence[int], guidance_scale: float | None, eta: float
+    ) -> "InferenceModel":
+        """A model with the first `count` of the adapters, on the same networks in memory; the rest as for the class.
+
+        It is for use at once: these adapters are active until the next one is asked for.
+        """
+        model = InferenceModel(self.backbone, self.adapters[:count], steps, guidance_scale, eta)
+        model.transformer, model.device, model.embed = self.transformer, self.device, self.embed
+        model.use_sampler(steps, eta)
+        activate(self.transformer, model.adapter_names)
+        return model
+
     @property
     def adapter_names(self) -> list[str]:
         """What the adapters are called in the transformer."""
