@@ -133,7 +133,6 @@ def main() -> None:
         print(f"error: there is no command {name!r}; {hint}", file=sys.stderr)
         sys.exit(2)
     sys.argv = sys.argv[1:]
-    before_imports(name)
     runpy.run_module(f"rtdmd_lightning.{name}", run_name="__main__", alter_sys=True)
 
 

@@ -22,12 +22,11 @@ import warnings
 from dataclasses import replace
 from functools import cache
 
-from lightning import Trainer
 from rich.console import Console
 from rich.status import Status
 
 from rtdmd_lightning import fit
-from rtdmd_lightning.callbacks import RewardEvalCallback
+from rtdmd_lightning.callbacks.reward_eval import evaluation_of
 from rtdmd_lightning.data.stream import samples_per_pass
 from rtdmd_lightning.models.pipeline import PipelineBackbone
 from rtdmd_lightning.models.placement import BASE, TEXT_ENCODERS, VAE
@@ -86,20 +85,17 @@ def run_on_card(arguments: list[str]) -> Run:
     described = fit.parse([*arguments, *ONE_CARD, *ANYWHERE])
     configs, blocks = known_shapes(described.model)  # what is refused is told before the traces
     samples_per_pass(described.model.batch_size, 1, described.model.micro_batch_size)
-    evaluation = _evaluation(described.trainer)
-    rewards = described.model.rewards if isinstance(described.model, RTDMDModule) else None
-    own = {} if rewards is None else rewards.rewards
+    evaluation = evaluation_of(described.trainer)
+    own = described.model.rewards.rewards if isinstance(described.model, RTDMDModule) else {}
     asked = {} if evaluation is None else evaluation.rewards
     held_out = {name: reward_bytes(reward) for name, reward in asked.items() if name not in own}
-    switches = tuple(switch for switch in SWITCHES if switch.applies(rewards))
-    if described.model.trainable == "full":  # all weights train, and none can be kept in few bits
-        switches = tuple(switch for switch in switches if not switch.change.keys() & {"quantization", "base_offload"})
+    switches = tuple(switch for switch in SWITCHES if switch.applies(described.model))
 
     @cache
     def trace_few(setup: Setup, number: int) -> Trace:
         options = [*options_of(setup, switches), *evaluation_options(setup, evaluation is not None)]
         run = fit.parse([*arguments, *ONE_CARD, *options, "--model.offload=[]", *ANYWHERE])
-        draws = _evaluation(run.trainer)
+        draws = evaluation_of(run.trainer)
         images = None if draws is None else draws.batch_size
         return trace_blocks(run.model, run.trainer, configs, few(blocks)[number], not setup.checkpointing, images)
 
@@ -120,11 +116,6 @@ def run_on_card(arguments: list[str]) -> Run:
         trace=trace_of,
         least=least_of,
     )
-
-
-def _evaluation(trainer: Trainer) -> RewardEvalCallback | None:
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return next((callback for callback in callbacks if isinstance(callback, RewardEvalCallback)), None)
 
 
 def setup_of(module: FewStepModule) -> Setup:

@@ -34,7 +34,7 @@ class Measures:
         """`eval/trained` and `eval/held_out` of the `eval/NAME`; nothing where no reward is trained on, as in stage 1."""
         if not self.trained:
             return {}
-        sums = {"eval/trained": self.trained, "eval/held_out": self.held_out}
+        sums = {f"{EVALUATED}trained": self.trained, f"{EVALUATED}held_out": self.held_out}
         return {
             name: torch.stack([weight * scores[f"{EVALUATED}{one}"] for one, weight in weights.items()]).sum()
             for name, weights in sums.items()
@@ -48,7 +48,7 @@ class Measures:
 
     def evaluation(self, step: int, scores: Mapping[str, Tensor]) -> Evaluation:
         held_out = {name: float(scores[f"{EVALUATED}{name}"]) for name in self.held_out}
-        return Evaluation(step, float(scores["eval/trained"]), held_out)
+        return Evaluation(step, float(scores[f"{EVALUATED}trained"]), held_out)
 
 
 def trained_weights(module: L.LightningModule) -> dict[str, float]:

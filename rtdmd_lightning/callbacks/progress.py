@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor
 
 from rtdmd_lightning.callbacks.measures import trained_weights
-from rtdmd_lightning.callbacks.reward_eval import RewardEvalCallback
+from rtdmd_lightning.callbacks.reward_eval import evaluation_of
 from rtdmd_lightning.callbacks.summary import of_update
 from rtdmd_lightning.utils.errors import require
 
@@ -136,12 +136,6 @@ class TrainingProgress(ProgressBar):
         count = evaluations_left(trainer.global_step, trainer.max_steps, every) + self._evaluating
         seconds = sum(self._updates) / len(self._updates) * (trainer.max_steps - trainer.global_step)
         return seconds + count * (sum(self._evaluations) / len(self._evaluations) if self._evaluations else 0.0)
-
-
-def evaluation_of(trainer: L.Trainer) -> RewardEvalCallback | None:
-    """The run's evaluation, if it has one."""
-    callbacks = trainer.callbacks  # type: ignore[attr-defined] # Lightning sets it from elsewhere
-    return next((callback for callback in callbacks if isinstance(callback, RewardEvalCallback)), None)
 
 
 def evaluations_left(step: int, last: int, every: int | None) -> int:

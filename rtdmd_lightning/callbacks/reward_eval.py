@@ -224,6 +224,12 @@ class RewardEvalCallback(L.Callback):
         return [f"{EVALUATED}{name}" for name in self.measured] + by_tag
 
 
+def evaluation_of(trainer: L.Trainer) -> RewardEvalCallback | None:
+    """The run's evaluation, if it has one."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined] # Lightning sets it from elsewhere
+    return next((callback for callback in callbacks if isinstance(callback, RewardEvalCallback)), None)
+
+
 def local_batches(total: int, size: int, rank: int, world_size: int) -> list[list[int]]:
     """A rank's part of `range(total)`, at most `size` at once.
 

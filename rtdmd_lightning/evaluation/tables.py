@@ -83,7 +83,8 @@ def score_decimals(result: SetResult) -> dict[str, int]:
 def tag_tables(results: Results, name: str) -> list[Table]:
     """For prompts with tags, a table a reward: the mean of every tag and, as `overall`, the mean of those."""
     result = results.sets[name]
-    return [] if result.tags is None else [_tag_table(result, reward, result.tags) for reward in result.rewards]
+    tags = result.tags
+    return [] if tags is None else [_tag_table(result, reward, tags, n) for reward, n in score_decimals(result).items()]
 
 
 def comparison_tables(results: Results, name: str) -> list[Table]:
@@ -101,10 +102,9 @@ def to_markdown(results: Results) -> str:
     return "\n".join(parts)
 
 
-def _tag_table(result: SetResult, reward: str, tags: list[str]) -> Table:
+def _tag_table(result: SetResult, reward: str, tags: list[str], digits: int) -> Table:
     means = {entry: per_tag(result.prompt_scores(entry)[reward], tags) for entry in result.scores}
     columns = list(next(iter(means.values())))
-    digits = score_decimals(result)[reward]
     rows = [
         Row(entry, [Cell(f"{value:.{digits}f}") for value in of_tags.values()], entry)
         for entry, of_tags in means.items()

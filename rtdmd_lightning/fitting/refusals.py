@@ -78,9 +78,7 @@ def type_of(option: Option) -> Any:
     names = {node.id for node in ast.walk(ast.parse(option.type, mode="eval")) if isinstance(node, ast.Name)}
     if not names <= IN_ANNOTATIONS.keys():
         return None
-    kind = eval(
-        option.type, IN_ANNOTATIONS.copy()
-    )  # of this package's or Lightning's own text, and of known names only
+    kind = eval(option.type, IN_ANNOTATIONS.copy())  # this package's or Lightning's own text, and known names only
     return Optional[kind] if option.default == "None" else kind  # noqa: UP045 - `kind | None` is not for every kind
 
 

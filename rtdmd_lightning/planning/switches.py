@@ -7,9 +7,10 @@ from typing import Any
 
 from rtdmd_lightning.models.frozen_linear import BYTES_OF_A_WEIGHT
 from rtdmd_lightning.models.quantization import Quantization
+from rtdmd_lightning.modules import RTDMDModule
+from rtdmd_lightning.modules.training import FewStepModule
 from rtdmd_lightning.planning.estimate import MOMENTS, Base, MemoryEstimate, Trace
 from rtdmd_lightning.planning.phases import EVALUATION, FAKE_STEP, GENERATOR_STEP, ROLLOUT
-from rtdmd_lightning.rewards.mixture import RewardMixture
 from rtdmd_lightning.rewards.precision import TowerDtype
 
 NONE: Mapping[str, int] = MappingProxyType({})
@@ -39,16 +40,21 @@ class Setup:
     base_offload: bool = False
 
 
-def in_every_run(rewards: RewardMixture | None) -> bool:
+def in_every_run(module: FewStepModule) -> bool:
     return True
 
 
-def with_rewards(rewards: RewardMixture | None) -> bool:
-    return rewards is not None
+def with_rewards(module: FewStepModule) -> bool:
+    return isinstance(module, RTDMDModule)
 
 
-def with_towers(rewards: RewardMixture | None) -> bool:
-    return rewards is not None and bool(rewards.of_any_dtype)
+def with_towers(module: FewStepModule) -> bool:
+    return isinstance(module, RTDMDModule) and bool(module.rewards.of_any_dtype)
+
+
+def with_adapters(module: FewStepModule) -> bool:
+    """Where all weights train, none can be kept in few bits."""
+    return module.trainable == "lora"
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class Switch:
     """A change of a setup, how the command line spells it, and what it costs in time as far as that is known.
 
     brief: its name in a table.
-    applies: does a run with these rewards have it? Stage 1 has none.
+    applies: does a run of this module have it?
     """
 
     name: str
@@ -64,7 +70,7 @@ class Switch:
     change: dict[str, Any]
     options: tuple[str, ...]
     slowdown: str
-    applies: Callable[[RewardMixture | None], bool] = in_every_run
+    applies: Callable[[FewStepModule], bool] = in_every_run
 
 
 SWITCHES = (
@@ -119,14 +125,29 @@ SWITCHES = (
         "not measured; scores differ a little (rewards/README.md)",
         with_towers,
     ),
-    Switch("base in int8", "int8", {"quantization": "int8"}, ("--model.backbone.quantization=int8",), "not measured"),
-    Switch("base in nf4", "nf4", {"quantization": "nf4"}, ("--model.backbone.quantization=nf4",), "not measured"),
+    Switch(
+        "base in int8",
+        "int8",
+        {"quantization": "int8"},
+        ("--model.backbone.quantization=int8",),
+        "not measured",
+        with_adapters,
+    ),
+    Switch(
+        "base in nf4",
+        "nf4",
+        {"quantization": "nf4"},
+        ("--model.backbone.quantization=nf4",),
+        "not measured",
+        with_adapters,
+    ),
     Switch(
         "base offloaded",
         "base offloaded",
         {"base_offload": True},
         ("--model.offload+=base",),
         "the base is copied to the card for each forward and each backward pass; not measured",
+        with_adapters,
     ),
 )
 

@@ -11,9 +11,8 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 COLUMNS = 6
-SMALL_SIDE = (
-    160  # images are enlarged, with hard pixel edges, by whole numbers up to this width: a caption wants some room
-)
+SMALL_SIDE = 160
+"""Images are enlarged, with hard pixel edges, by whole numbers up to this width: a caption wants some room."""
 LINES = 3  # of a caption at most
 GAP = 8
 GROUND, INK = "white", "#202020"

@@ -140,9 +140,7 @@ def _find(path: str) -> _Found | None:
 @cache
 def _parsed(module: str) -> ast.Module | None:
     package, *inside = module.split(".")
-    spec = (
-        importlib.util.find_spec(package) if package in PACKAGES else None
-    )  # of a package, which is not imported for it
+    spec = importlib.util.find_spec(package) if package in PACKAGES else None  # which does not import it
     if spec is None or spec.origin is None:
         return None
     place = Path(spec.origin).parent.joinpath(*inside)

@@ -102,7 +102,6 @@ def records(file):
 @pytest.mark.slow
 def test_weights_and_biases_has_curves_images_with_captions_and_the_configuration(tiny_folder, tmp_path, monkeypatch):
     """Offline; a resumed run is the same run."""
-    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
     options = ["--trainer.logger=WandbLogger", "--trainer.logger.offline=true", "--trainer.logger.project=x"]
     config = str(write_config(tmp_path, tiny_folder))
@@ -137,7 +136,6 @@ def test_weights_and_biases_has_curves_images_with_captions_and_the_configuratio
 
 
 def test_a_warning_is_an_alert_in_weights_and_biases(monkeypatch):
-    pytest.importorskip("wandb")
     told = []
     monkeypatch.setattr(WandbLogger, "experiment", SimpleNamespace(alert=lambda **alert: told.append(alert)))
     log_warning(WandbLogger(offline=True), "eval/alarm", "it rises", 3)

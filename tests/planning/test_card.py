@@ -122,8 +122,8 @@ def test_options_are_those_of_the_switches_that_are_on():
 def test_the_command_with_all_switches_is_a_run_that_fit_takes(stage, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     arguments = ["--config", f"configs/{stage}/flux1_dev.yaml"]
-    rewards = fit.parse([*arguments, *plan.ANYWHERE]).model.rewards if stage == "rtdmd" else None
-    switches = tuple(each for each in SWITCHES if each.applies(rewards))
+    module = fit.parse([*arguments, *plan.ANYWHERE]).model
+    switches = tuple(each for each in SWITCHES if each.applies(module))
     setup = changed(Setup(), switches)
     advice = Advice(switches, setup, at_worst(TRACE, setup), fits=True)
     words = shlex.split(command(arguments, advice, evaluates=stage == "rtdmd"))
