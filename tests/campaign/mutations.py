@@ -304,8 +304,8 @@ MUTATIONS = [
     ),
     Mutation(
         "models/frozen_linear.py", "the bias is forgotten",
-        "unpack(packed, scale, kind, shape, x.dtype), bias)",
-        "unpack(packed, scale, kind, shape, x.dtype))",
+        "_unpack_for(x, packed, scale, kind, shape), bias)",
+        "_unpack_for(x, packed, scale, kind, shape))",
         "tests/models/test_quantization.py -m 'not slow'",
     ),
     Mutation(
